@@ -1,0 +1,69 @@
+# The only commands a newcomer needs: make demo, make test, make test-all.
+#
+# Nothing but Python >= 3.11 and make is assumed. PYTHON=... picks the interpreter, VENV=... the
+# virtual environment, WORKDIR=... the demo's run directory. Reruns reuse the environment.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint notebooks clean
+
+VENV ?= .venv
+WORKERS ?= 2
+# A candidate is run, not just looked up: version managers leave shims that do not start.
+PYTHON ?= $(firstword $(foreach candidate,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+  $(candidate) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(candidate))))
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+SOURCES := setup.py README.md $(shell find jaxsparse -type f -not -name '*.pyc')
+
+help:
+	@echo 'make demo      train, compress, pack and compare two models on real digits (about 3 minutes)'
+	@echo 'make test      what CI runs: lint, architecture, tests, doctests, notebooks, from the built wheel'
+	@echo 'make test-all  the same and the slow tests'
+	@echo 'make lint      ruff alone;  make clean  forget the environment and every build product'
+
+# Without the ensurepip of some distributions' python3-venv, the interpreter's own pip serves.
+$(VENV)/created:
+	@test -n '$(PYTHON)' || { echo 'jaxsparse needs Python 3.11 or newer; set PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'jaxsparse needs Python 3.11 or newer, and $(PYTHON) is older or does not start' >&2; exit 1; }
+	@echo 'Creating $(VENV) with $(PYTHON)'
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+	@touch $@
+
+# Tests and demo run on what ships: the wheel, never the source tree.
+$(VENV)/wheel: $(SOURCES) | $(VENV)/created
+	@rm -rf build jaxsparse.egg-info
+	@$(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	@$(PIP) install --quiet --no-deps --force-reinstall build/wheel/jaxsparse-*.whl
+	@touch $@
+
+$(VENV)/extra-%: setup.py | $(VENV)/wheel
+	@echo 'Installing jaxsparse[$*]'
+	@$(PIP) install --quiet "$$(ls build/wheel/jaxsparse-*.whl)[$*]"
+	@touch $@
+
+demo: $(VENV)/wheel $(VENV)/extra-demo
+	$(VENV)/bin/python -m launch.demo $(if $(WORKDIR),--workdir='$(WORKDIR)')
+
+lint: $(VENV)/wheel $(VENV)/extra-test
+	$(VENV)/bin/ruff check .
+
+notebooks: $(VENV)/wheel $(VENV)/extra-test
+	@rm -rf build/notebooks && mkdir -p build/notebooks
+	@for source in experiments/notebooks/*.py; do \
+	  $(VENV)/bin/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$source .py).ipynb $$source || exit 1; \
+	done
+
+# One pytest run for tests, doctests of the installed package, and notebooks: one closing line.
+PYTEST = $(VENV)/bin/pytest -n $(WORKERS) --nbmake tests build/notebooks --pyargs jaxsparse
+
+test: lint notebooks
+	$(PYTEST) -m 'not slow'
+
+test-all: lint notebooks
+	$(PYTEST)
+
+clean:
+	rm -rf $(VENV) build jaxsparse.egg-info .pytest_cache .ruff_cache

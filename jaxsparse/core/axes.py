@@ -1,0 +1,40 @@
+"""Roles of a weight's axes from its name and shape, for when no traced model says better.
+
+`jaxsparse.axes_of(apply_fn, params, *inputs)` reads the roles off the computation itself; pass
+its result as `transform.init(params, axes=...)`. Without it this table of known shapes is used.
+"""
+
+import re
+
+from jaxsparse.numerics import axes
+
+DimensionNumbers = axes.DimensionNumbers
+Layout = axes.Layout
+
+_PROJECTION = re.compile(r'(.*/)?(query|key|value|q|k|v)(_proj)?/kernel')
+_ATTENTION_OUT = re.compile(r'(.*/)?(out|o)(_proj)?/kernel')
+_CONVOLUTION = re.compile(r'(.*/)?[^/]*conv[^/]*/(kernel|w)', re.IGNORECASE)
+
+
+def known_axes(name: str, shape: tuple[int, ...]) -> DimensionNumbers:
+  """Roles of the axes of the weight called `name`.
+
+  - a module called conv (rank 3 to 5), or any rank 4 or 5 kernel whose leading axes are a window
+    (at most 11 wide): all but the last axis reduce;
+  - query, key, value of rank 3 or more: `[..., in, heads, head_dim]`;
+  - out of rank 3 or more: `[..., heads, head_dim, out]`;
+  - anything else: the last two axes.
+
+  Example:
+    >>> known_axes('Conv_0/kernel', (3, 3, 8, 16))
+    DimensionNumbers(reduction=(0, 1, 2), output=(3,))
+  """
+  n = len(shape)
+  window = n in (4, 5) and name.endswith('kernel') and max(shape[:-2]) <= 11
+  if n >= 3 and _PROJECTION.fullmatch(name):
+    return DimensionNumbers((n - 3,), (n - 2, n - 1))
+  if n >= 3 and _ATTENTION_OUT.fullmatch(name):
+    return DimensionNumbers((n - 3, n - 2), (n - 1,))
+  if 3 <= n <= 5 and (window or _CONVOLUTION.fullmatch(name)):
+    return DimensionNumbers(tuple(range(n - 1)), (n - 1,))
+  return axes.default_axes(n)

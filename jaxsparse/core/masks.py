@@ -1,0 +1,67 @@
+"""Masks of a state: who keeps what."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxsparse.core import names
+from jaxsparse.core import weights
+
+
+class MaskState(NamedTuple):
+  """What a pruned weight remembers."""
+
+  mask: jax.Array   # bool, the weight's shape; True keeps
+
+
+def _is_node(x):
+  return isinstance(x, weights.WeightsState)
+
+
+def mask_entries(state: Any) -> dict[str, jax.Array]:
+  """{key: bool mask} of a state; masks of several stages on one weight are joined by `and`."""
+  found = {}
+  for node in jax.tree.leaves(state, is_leaf=_is_node):
+    if not _is_node(node):
+      continue
+    for key, value in node.weights.items():
+      if isinstance(value, MaskState):
+        found[key] = found[key] & value.mask if key in found else value.mask
+  return found
+
+
+def masks(state: Any) -> dict[str, jax.Array]:
+  """The masks in a transform's state.
+
+  Args:
+    state: the state of any transform, chain or rules.
+
+  Returns:
+    {weight name: bool array of the weight's shape, True keeps}.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> _, state = jsp.nm(1, 2).init({'kernel': jnp.array([[1.], [2.]])})
+    >>> jsp.masks(state)['kernel'].tolist()
+    [[False], [True]]
+  """
+  found = {}
+  for key, mask in mask_entries(state).items():
+    name = names.name_of(key)
+    found[name] = found[name] & mask if name in found else mask
+  return found
+
+
+def sparsity(state: Any) -> float:
+  """The fraction of zeros over all masked weights of a state; 0.0 where there is no mask.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> _, state = jsp.magnitude(0.75).init({'kernel': jnp.ones((4, 4))})
+    >>> jsp.sparsity(state)
+    0.75
+  """
+  found = masks(state).values()
+  total = sum(mask.size for mask in found)
+  kept = sum(int(mask.sum()) for mask in found)
+  return 1.0 - kept / total if total else 0.0

@@ -1,0 +1,144 @@
+"""What a transform will do to each weight, before it does it."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxsparse.core import names
+from jaxsparse.core import spelling as spell
+from jaxsparse.core import transform as transforms
+from jaxsparse.core import weights
+from jaxsparse.formats import format as formats
+
+
+class Row(NamedTuple):
+  """One weight of a plan.
+
+  Attributes:
+    name: the weight's name.
+    shape: its shape.
+    roles: reduction and output axes, or None where it stays dense.
+    scheme: the spelled form of what is done to it, or why it stays dense.
+    sparsity: the final fraction of zeros; None where nothing prunes it.
+    kept: the entries left at that sparsity, of `size`; None where nothing prunes it.
+    size_bytes: of the dense weight.
+    packed_bytes: at the final sparsity; None where only the masks can tell.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  roles: Any
+  scheme: str
+  sparsity: float | None
+  kept: int | None
+  size_bytes: int
+  packed_bytes: int | None
+
+
+class Plan(tuple):
+  """Rows of a plan; prints as a table."""
+
+  def __str__(self):
+    head = ('weight', 'shape', 'reduce->out', 'scheme', 'sparsity', 'kept', 'bytes', 'packed')
+    rows = [head] + [_cells(row) for row in self]
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(head))]
+    line = lambda cells: '  '.join(c.ljust(w) for c, w in zip(cells, widths)).rstrip()
+    return '\n'.join([line(head), line(['-' * w for w in widths]), *map(line, rows[1:])])
+
+  __repr__ = __str__
+
+
+def plan(transform: transforms.Transform, params: Any, **extra) -> Plan:
+  """One row a leaf: what will be done to it, its target and its bytes. Allocates nothing.
+
+  Args:
+    transform: any transform.
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    **extra: what `transform.init` needs besides (`axes`, `stats`, `grads`).
+
+  Returns:
+    A tuple of `Row`s that prints as a table.
+
+  Raises:
+    ValueError: what `transform.init` raises: a pattern matches nothing, an axis does not divide.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> print(jsp.plan(jsp.nm(2, 4), {'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)}))
+    weight  shape  reduce->out  scheme               sparsity  kept  bytes  packed
+    ------  -----  -----------  -------------------  --------  ----  -----  ------
+    bias    4      -            dense: rank below 2  -         -     16     16
+    kernel  8x4    0->1         nm(2, 4)             0.5000    16    128    68
+  """
+  abstract = jax.eval_shape(lambda p: p, params)
+  latents, state = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)
+  done: dict[str, list] = {}
+  _collect(transform, state, done)
+  packed = _packed_bytes(transform, latents, state)
+  leaves, _ = names.named_leaves(abstract)
+  return Plan(_row(leaf, _of(leaf, done), packed.get(leaf.key)) for leaf in leaves)
+
+
+def _collect(transform, state, done):
+  """Appends (scheme, layout, target sparsity) to `done[key]` for each stage that took a weight."""
+  spelling, parts = transform.spec.spelling, transform.spec.parts
+  if isinstance(spelling, spell.Call) and spelling.name == 'at':
+    return _collect(parts[0], state, done)
+  if parts and isinstance(state, tuple) and len(parts) == len(state):
+    for part, s in zip(parts, state):
+      _collect(part, s, done)
+  elif isinstance(state, weights.WeightsState):
+    layouts = {key: entry.layout for key, entry in state.entries}
+    targets = transform.spec.targets(layouts) if transform.spec.targets else {}
+    for key, layout in layouts.items():
+      scheme = transforms.spell_or(transform, 'made by hand')
+      done.setdefault(key, []).append((scheme, layout, targets.get(key)))
+
+
+def _of(leaf, done):
+  """The stages of a leaf: its own, and those of latents that stand in its place."""
+  inner = [stage for key, stages in done.items() if key.startswith(leaf.key + ':')
+           for stage in stages]
+  return list(dict.fromkeys([*inner, *done.get(leaf.key, [])]))
+
+
+def _packed_bytes(transform, latents, state):
+  try:
+    packed = jax.eval_shape(transform.pack, latents, state)
+  except ValueError:   # shapes that masks decide: bitmasks and blocks
+    return {}
+  return {leaf.key: formats.nbytes(leaf.value) for leaf in names.named_leaves(packed)[0]}
+
+
+def _row(leaf, stages, packed_bytes) -> Row:
+  x = leaf.value
+  size_bytes = formats.nbytes(x)
+  shape = tuple(getattr(x, 'shape', ()))
+  if not stages:
+    return Row(leaf.name, shape, None, f'dense: {_reason(leaf)}', None, None, size_bytes,
+               size_bytes)
+  sparsities = [s for _, layout, s in stages if s is not None and layout.shape == shape]
+  sparsity = max(sparsities) if sparsities else None
+  kept = None if sparsity is None else math.prod(shape) - round(math.prod(shape) * sparsity)
+  return Row(leaf.name, shape, stages[-1][1].axes, ' | '.join(s for s, *_ in stages),
+             sparsity, kept, size_bytes, packed_bytes)
+
+
+def _reason(leaf) -> str:
+  if not hasattr(leaf.value, 'ndim'):
+    return 'not an array'
+  if leaf.value.ndim < 2:
+    return 'rank below 2'
+  if not leaf.is_weight:
+    return 'no entries' if not leaf.value.size else f'dtype {leaf.value.dtype}'
+  return 'not selected'
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+  axes = lambda a: ','.join(map(str, a))
+  roles = '-' if row.roles is None else f'{axes(row.roles.reduction)}->{axes(row.roles.output)}'
+  shown = lambda x, form: '-' if x is None else format(x, form)
+  return (row.name, 'x'.join(map(str, row.shape)) or '()', roles, row.scheme,
+          shown(row.sparsity, '.4f'), shown(row.kept, 'd'), str(row.size_bytes),
+          '?' if row.packed_bytes is None else str(row.packed_bytes))

@@ -1,0 +1,152 @@
+"""The noun: `Transform`, a reparametrization of a tree of weights, with memory.
+
+Precedent: optax's `GradientTransformation`. Four pure functions and a static `spec`; everything
+in the library is a factory that returns one, or a combinator that takes and returns them.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.core import spelling as spell
+
+Params = chex.ArrayTree   # the model's own container: linen dict, nnx.State, dataclass, ...
+State = chex.ArrayTree    # arrays; what is static about each weight is in the tree's structure
+
+
+def never(count: int) -> bool:
+  """No expensive update is ever due."""
+  del count
+  return False
+
+
+class Spec(NamedTuple):
+  """What is static about a transform.
+
+  Attributes:
+    spelling: its spelled form; None when it was made by hand.
+    due: whether `update` has expensive work at a count (an int), such as new masks.
+    restructures: whether latent params may have another structure than the model's.
+    parts: transforms a combinator is made of, in the order of its state tuple.
+    targets: `{key: Layout}` to `{key: final sparsity}`; None for what does not prune.
+  """
+
+  spelling: Any = None
+  due: Callable[[int], bool] = never
+  restructures: bool = False
+  parts: tuple['Transform', ...] = ()
+  targets: Callable | None = None
+
+
+class Transform(NamedTuple):
+  """A reparametrization of a tree of weights, with memory.
+
+  Attributes:
+    init: `(params, *, stats=None, grads=None, axes=None, **extra) -> (params, state)`. The right
+      inverse of `apply`: takes effective weights, returns latents in the same container, a leaf
+      replaced by an array, a NamedTuple of arrays, or `Frozen()`. `stats` are calibration
+      statistics by weight name, `grads` a tree like `params`, `axes` roles by weight name.
+    apply: `(params, state) -> effective params`; all that the loss differentiates through.
+      Returns arrays, or formats where a factored computation is wanted (`densify` them).
+    update: `(params, state, *, grads=None, refresh=None, **extra) -> state`. `grads` is the
+      gradient with respect to this transform's output. `refresh` None decides inside, from the
+      state's count; True or False is a straight-line program.
+    pack: `(params, state) -> effective params`, with compressed weights as formats.
+    spec: what is static.
+
+  The optimizer owns `params`, the transform owns `state`; neither writes the other's.
+  """
+
+  init: Callable[..., tuple[Params, State]]
+  apply: Callable[[Params, State], Params]
+  update: Callable[..., State]
+  pack: Callable[[Params, State], Params]
+  spec: Spec = Spec()
+
+  def __repr__(self):
+    return f'Transform({spell_or(self, "made by hand")})'
+
+
+def spell_or(transform: Transform, otherwise: str) -> str:
+  """The spelled form, or `otherwise` where there is none."""
+  try:
+    return spell_transform(transform)
+  except ValueError:
+    return otherwise
+
+
+def spell_transform(transform: Transform) -> str:
+  """The spelled form of a transform: `parse(spell(t))` makes an equal one.
+
+  Raises:
+    ValueError: it was made by hand, or from an argument without a spelled form.
+
+  Example:
+    >>> import jaxsparse as jsp
+    >>> jsp.spell(jsp.chain(jsp.nm(2, 4), jsp.fake_quantize('int8')))
+    "nm(2, 4) | fake_quantize('int8')"
+  """
+  if transform.spec.spelling is None:
+    raise ValueError('This transform was made by hand; only registered words have a spelled form.')
+  return spell.spell_value(transform.spec.spelling)
+
+
+def identity() -> Transform:
+  """Leaves every weight as it is.
+
+  Example:
+    >>> identity().apply({'w': 1.0}, ())
+    {'w': 1.0}
+  """
+  return Transform(
+      init=lambda params, **_: (params, ()),
+      apply=lambda params, state: params,
+      update=lambda params, state, **_: state,
+      pack=lambda params, state: params,
+      spec=Spec(spell.call(identity, {})))
+
+
+def is_floating(x: Any) -> bool:
+  """Whether `x` is an array that can be differentiated."""
+  return hasattr(x, 'dtype') and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def pullback(fn: Callable, params: Params):
+  """`fn(params)` and its vector-Jacobian product, with integer leaves carried along as they are.
+
+  Args:
+    fn: of a tree; returns a tree.
+    params: a tree.
+
+  Returns:
+    `(out, pull)`; `pull(cotangents like out)` is a tree like `params`, zeros at integer leaves.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  inputs = [x for x in leaves if is_floating(x)]
+
+  def merged(inputs):
+    inputs = iter(inputs)
+    return treedef.unflatten([next(inputs) if is_floating(x) else x for x in leaves])
+
+  outside = []
+
+  def floating_outputs(inputs):
+    out, structure = jax.tree.flatten(fn(merged(inputs)))
+    outside[:] = [(structure, [None if is_floating(x) else x for x in out])]
+    return [x for x in out if is_floating(x)]
+
+  outputs, vjp = jax.vjp(floating_outputs, inputs)
+  structure, others = outside[0]
+  outputs = iter(outputs)
+  out = structure.unflatten([next(outputs) if x is None else x for x in others])
+
+  def pull(cotangents):
+    given = structure.flatten_up_to(cotangents)
+    (grads,) = vjp([g for g, x in zip(given, others) if x is None])
+    grads = iter(grads)
+    return treedef.unflatten([next(grads) if is_floating(x) else jnp.zeros_like(x)
+                              for x in leaves])
+
+  return out, pull

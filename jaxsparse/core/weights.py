@@ -1,0 +1,213 @@
+"""`treewise`: functions of `{key: matrix}` lifted to a Transform.
+
+Here, once for all methods: which leaves are weights, the matrix view by role, state keyed by
+weight, the step count, and errors that name the weight.
+"""
+
+import dataclasses
+import inspect
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.core import axes as roles
+from jaxsparse.core import names
+from jaxsparse.core import transform as transforms
+from jaxsparse.formats import format as formats
+
+
+class Absent(NamedTuple):
+  """Stands where a leaf is hidden from a transform's `init`: an empty node."""
+
+
+class Entry(NamedTuple):
+  """What is static about one weight of a state."""
+
+  layout: roles.Layout
+  latents_shape: tuple[int, ...] | None   # None where latents are not one array
+  superseded: bool = False                # a later stage of the chain took the weight over
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WeightsState:
+  """State of a transform: a count, and what each weight remembers.
+
+  Attributes:
+    count: int32 `()`, updates so far.
+    weights: {key: the method's state of that weight}, readable as
+      `state.weights['block_0/mlp/kernel'].mask`.
+    entries: static `((key, Entry), ...)`.
+  """
+
+  count: jax.Array
+  weights: dict[str, Any]
+  entries: tuple[tuple[str, Entry], ...] = dataclasses.field(
+      default=(), metadata={'static': True})
+
+  def active(self) -> dict[str, Entry]:
+    """Entries whose weight is still this transform's, by key."""
+    return {key: entry for key, entry in self.entries if not entry.superseded}
+
+
+def offered(fn: Callable, **keywords):
+  """Calls a method's function with those of `keywords` that its signature names.
+
+  So that `lambda w, state: ...` is a method, and one that wants the count says so.
+  """
+  parameters = inspect.signature(fn).parameters.values()
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    wanted = {p.name for p in parameters}
+    keywords = {k: v for k, v in keywords.items() if k in wanted}
+  return lambda *args: fn(*args, **keywords)
+
+
+def _map_view(tree: Any, wanted: tuple[int, ...], view: Callable) -> Any:
+  """Views leaves of shape `wanted`; formats and everything else stay."""
+  fits = lambda x: not formats.is_format(x) and getattr(x, 'shape', None) == wanted
+  return jax.tree.map(lambda x: view(x) if fits(x) else x, tree, is_leaf=formats.is_format)
+
+
+def to_matrices(tree: Any, layout: roles.Layout) -> Any:
+  """Leaves of the weight's shape as matrices."""
+  return _map_view(tree, layout.shape, layout.to_matrix)
+
+
+def from_matrices(tree: Any, layout: roles.Layout) -> Any:
+  """Leaves of the matrix shape in the weight's own shape, so that they shard and read like it."""
+  return _map_view(tree, layout.matrix_shape, layout.from_matrix)
+
+
+def treewise(init: Callable, apply: Callable, update: Callable | None = None,
+             pack: Callable | None = None, *,
+             spec: transforms.Spec = transforms.Spec()) -> transforms.Transform:
+  """Lifts functions of `{key: matrix}` to a Transform, for methods that see all weights at once.
+
+  Weights are the floating arrays of rank 2 or more in what `at` let through; each is handed over
+  as its matrix `[*batch, R, O]` (`layouts[key]` says which axes those were). State leaves of that
+  shape are stored in the weight's own shape. Each function is offered the keywords listed, and
+  receives those that it names.
+
+  Args:
+    init: `(weights, *, layouts, stats, grads) -> ({key: latents}, {key: state})`, where stats
+      and grads are dicts by key, or None.
+    apply: `({key: latents}, {key: state}, *, layouts, count) -> {key: matrix or format}`.
+    update: `({key: latents}, {key: state}, *, layouts, count, grads, refresh) -> {key: state}`.
+    pack: like `apply`, offered `stored` too: {key: format an earlier stage packed to, or None}.
+    spec: what is static.
+
+  Returns:
+    A Transform.
+
+  Example:
+    >>> halve = treewise(lambda ws: (ws, {key: () for key in ws}),
+    ...                  lambda ws, state: {key: w / 2 for key, w in ws.items()})
+    >>> params, state = halve.init({'kernel': jnp.ones((2, 2))})
+    >>> float(halve.apply(params, state)['kernel'][0, 0])
+    0.5
+  """
+  def t_init(params, *, stats=None, grads=None, axes=None, **extra):
+    leaves, rebuild = names.named_leaves(params)
+    picked = [leaf for leaf in leaves if leaf.is_weight]
+    arrays = {leaf.key: jnp.asarray(formats.densify(leaf.value)) for leaf in picked}
+    _check_finite(arrays)
+    layouts = {leaf.key: _layout(leaf, arrays[leaf.key], axes) for leaf in picked}
+    matrices = {k: layouts[k].to_matrix(w) for k, w in arrays.items()}
+    stats = None if stats is None else {leaf.key: stats.get(leaf.name) for leaf in picked}
+    latents, states = offered(init, layouts=layouts, stats=stats,
+                              grads=_by_key(grads, layouts), **extra)(matrices)
+    latents = {k: from_matrices(x, layouts[k]) for k, x in latents.items()}
+    states = {k: from_matrices(x, layouts[k]) for k, x in states.items()}
+    entries = tuple((k, Entry(layouts[k], getattr(latents[k], 'shape', None))) for k in layouts)
+    state = WeightsState(jnp.zeros([], jnp.int32), states, entries)
+    return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
+
+  def view(params, state):
+    entries = state.active()
+    leaves, rebuild = names.named_leaves(params, stop=set(entries))
+    found = {leaf.key: leaf.value for leaf in leaves if leaf.key in entries}
+    _check_match(found, entries, leaves)
+    layouts = {k: entry.layout for k, entry in entries.items()}
+    stored = {k: x if formats.is_format(x) else None for k, x in found.items()}
+    latents = {k: to_matrices(formats.densify(x), layouts[k]) for k, x in found.items()}
+    states = {k: to_matrices(state.weights[k], layouts[k]) for k in entries}
+    return leaves, rebuild, layouts, stored, latents, states
+
+  def mapped(function):
+    def run(params, state):
+      leaves, rebuild, layouts, stored, latents, states = view(params, state)
+      offer = offered(function, layouts=layouts, count=state.count, stored=stored)
+      out = {k: x if formats.is_format(x) else layouts[k].from_matrix(x)
+             for k, x in offer(latents, states).items()}
+      return rebuild([out.get(leaf.key, leaf.value) for leaf in leaves])
+    return run
+
+  def t_update(params, state, *, grads=None, refresh=None, **extra):
+    weights = state.weights
+    if update is not None:
+      *_, layouts, _, latents, states = view(params, state)
+      new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
+                    grads=_by_key(grads, layouts), **extra)(latents, states)
+      weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
+    return dataclasses.replace(
+        state, count=optax.safe_increment(state.count), weights=weights)
+
+  return transforms.Transform(t_init, mapped(apply), t_update, mapped(pack or apply), spec)
+
+
+def _layout(leaf: names.Leaf, w, axes) -> roles.Layout:
+  if axes is not None and leaf.name in axes:
+    return roles.Layout(w.shape, w.dtype, axes[leaf.name])
+  # A factor's own axes are those of a matrix, whatever weight it is a factor of.
+  known = roles.known_axes(leaf.name, w.shape)
+  inside = names.name_of(leaf.key.split(':')[0]) != leaf.name
+  return roles.Layout(w.shape, w.dtype, roles.axes.default_axes(w.ndim) if inside else known)
+
+
+def _by_key(grads, layouts):
+  if grads is None:
+    return None
+  leaves, _ = names.named_leaves(grads)
+  return {leaf.key: layouts[leaf.key].to_matrix(formats.densify(leaf.value))
+          for leaf in leaves if leaf.key in layouts}
+
+
+def _check_finite(arrays):
+  for key, w in arrays.items():
+    if isinstance(w, jax.core.Tracer):
+      continue
+    bad = int(w.size - jnp.isfinite(w).sum())
+    if bad:
+      raise ValueError(f'{names.name_of(key)}: {bad} of {w.size} values are NaN or infinite; '
+                       'expected a finite weight.')
+
+
+def _check_match(found, entries, leaves):
+  missing = [names.name_of(k) for k in entries if k not in found]
+  if missing:
+    there = [leaf.name for leaf in leaves if leaf.name not in missing]
+    raise ValueError(f'The params do not match the state: {", ".join(missing)} not found; '
+                     f'the tree has {", ".join(there) or "no leaves"}.')
+  for key, entry in entries.items():
+    shape = getattr(found[key], 'shape', None)
+    if entry.latents_shape is not None and shape != entry.latents_shape:
+      shown = type(found[key]).__name__ if shape is None else f'shape {tuple(shape)}'
+      raise ValueError(f'{names.name_of(key)}: the params do not match the state: found {shown}, '
+                       f'expected shape {tuple(entry.latents_shape)}.')
+
+
+def init_selected(transform, params, hit, extra):
+  """`transform.init` on a tree with only the leaves whose key is in `hit`; others are put back."""
+  def only(tree):
+    leaves, rebuild = names.named_leaves(tree)
+    return rebuild([leaf.value if leaf.key in hit else Absent() for leaf in leaves])
+
+  grads = extra.get('grads')
+  latents, state = transform.init(
+      only(params), **(extra | {'grads': None if grads is None else only(grads)}))
+  leaves, rebuild = names.named_leaves(params)
+  made, _ = names.named_leaves(latents, stop=hit)
+  made = {node.key: node.value for node in made}
+  return rebuild([made[leaf.key] if leaf.key in hit else leaf.value for leaf in leaves]), state

@@ -1,0 +1,193 @@
+"""The Format interface, and the operations that accept an array or a format alike.
+
+A format stores one weight as its matrix `[*batch, R, O]` (`layout` gives the weight's own shape
+and roles). Concrete formats are final frozen dataclasses registered with jax: arrays are data,
+shapes and bits are static, so a packed tree passes through `jit`, `scan` and checkpoints.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.numerics import axes
+
+
+class Cost(NamedTuple):
+  """Multiply-adds of one product: what the implementation executes, and what it must (ideal)."""
+
+  executed: int
+  ideal: int
+
+
+class Format(abc.ABC):
+  """A stored weight. Interface only: subclasses are final frozen dataclasses with a `layout`."""
+
+  layout: axes.Layout
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the dense weight."""
+    return self.layout.shape
+
+  @property
+  def ndim(self) -> int:
+    """Rank of the dense weight."""
+    return len(self.layout.shape)
+
+  @property
+  def size(self) -> int:
+    """Number of entries of the dense weight."""
+    return math.prod(self.layout.shape)
+
+  @property
+  def dtype(self):
+    """Dtype of the dense weight."""
+    return self.layout.dtype
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the arrays held: what a checkpoint of this weight costs."""
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(self))
+
+  @abc.abstractmethod
+  def dense_matrix(self) -> jax.Array:
+    """The weight as `[*batch, R, O]`, of `dtype`."""
+
+  def todense(self) -> jax.Array:
+    """The weight in its own shape and dtype."""
+    return self.layout.from_matrix(self.dense_matrix())
+
+  def matmul(self, x: jax.Array) -> jax.Array:
+    """`x @ matrix`: `[*batch, M, R]` to `[*batch, M, O]`. The reference densifies first."""
+    return x @ self.dense_matrix()
+
+  def multiply_adds(self, rows: int) -> Cost:
+    """Multiply-adds of `matmul` with `rows` rows in each batch element."""
+    dense = rows * self.size
+    return Cost(dense, dense)
+
+  def astype(self, dtype) -> 'Format':
+    """The same storage, read as another floating dtype."""
+    return dataclasses.replace(self, layout=self.layout.astype(dtype))
+
+  def drop_leading(self) -> 'Format':
+    """Adjusts the static layout after every array was sliced along a leading batch axis.
+
+    `jax.tree.map(lambda a: a[0], fmt).drop_leading()` is layer 0 of a stack.
+    """
+    inner = {f.name: getattr(self, f.name).drop_leading() for f in dataclasses.fields(self)
+             if is_format(getattr(self, f.name))}
+    return dataclasses.replace(self, layout=self.layout.drop_leading(), **inner)
+
+
+class SparseFormat(Format):
+  """A format that keeps some entries of the matrix; the others are zero. Interface only."""
+
+  @abc.abstractmethod
+  def map_values(self, f: Callable[[jax.Array], Any]) -> 'SparseFormat':
+    """The format of `f(matrix)` at the kept positions; `f` keeps the shape and maps 0 to 0.
+
+    The result has the dtype of `f`'s output, so `f` may return integer codes.
+    """
+
+  @abc.abstractmethod
+  def with_bits(self, bits: int) -> 'SparseFormat':
+    """Stores integer values of `bits` bits (signed), packed."""
+
+
+def is_format(x: Any) -> bool:
+  """Whether `x` is a stored weight."""
+  return isinstance(x, Format)
+
+
+def densify(tree: Any) -> Any:
+  """The tree with every format replaced by its array.
+
+  Example:
+    >>> import jaxsparse as jsp
+    >>> params = {'kernel': jnp.ones((8, 4))}
+    >>> transform = jsp.nm(2, 4)
+    >>> packed = transform.pack(*transform.init(params))
+    >>> float(jsp.densify(packed)['kernel'].mean())
+    0.5
+  """
+  return jax.tree.map(lambda x: x.todense() if is_format(x) else x, tree, is_leaf=is_format)
+
+
+def nbytes(tree: Any) -> int:
+  """Bytes of all arrays of a tree, formats included.
+
+  Example:
+    >>> nbytes({'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)})
+    144
+  """
+  return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def can_dot(w: Any, dimension_numbers) -> bool:
+  """Whether `dot` multiplies by the stored form: the contraction reduces `w` over its own roles."""
+  (_, contracted), (_, batch) = dimension_numbers
+  return (is_format(w) and set(contracted) == set(w.layout.axes.reduction)
+          and set(batch) == set(w.layout.batch))
+
+
+def dot(x: jax.Array, w: Any, dimension_numbers, *, precision=None, preferred_element_type=None):
+  """`jax.lax.dot_general(x, w, dimension_numbers)` for a `w` that may be a format.
+
+  Args:
+    x: the left operand, an array.
+    w: the right operand, an array or a format, addressed by its dense axes.
+    dimension_numbers: `((x contracting, w contracting), (x batch, w batch))`.
+    precision: as in `dot_general`, for dense weights.
+    preferred_element_type: dtype of the result.
+
+  Returns:
+    What `dot_general` returns for the dense weight: batch, free axes of `x`, free axes of `w`.
+  """
+  if not can_dot(w, dimension_numbers):
+    return jax.lax.dot_general(x, densify(w), dimension_numbers, precision=precision,
+                               preferred_element_type=preferred_element_type)
+  (x_contracted, w_contracted), (x_batch, w_batch) = dimension_numbers
+  roles, layout = w.layout.axes, w.layout
+  partner = dict(zip((*w_contracted, *w_batch), (*x_contracted, *x_batch)))
+  free = [a for a in range(x.ndim) if a not in (*x_contracted, *x_batch)]
+  order = [*(partner[a] for a in layout.batch), *free, *(partner[a] for a in roles.reduction)]
+  batch = [layout.shape[a] for a in layout.batch]
+  free_shape = [x.shape[a] for a in free]
+  rows = x.transpose(order).reshape(*batch, math.prod(free_shape), w.layout.matrix_shape[-2])
+  out = w.matmul(rows)
+  produced = [layout.shape[a] for a in roles.output]
+  out = out.reshape(*batch, *free_shape, *produced)
+  # dot_general lists batch axes in the order given and free axes of w in ascending order.
+  by_batch = [layout.batch.index(a) for a in w_batch]
+  offset = len(batch) + len(free)
+  ascending = [offset + roles.output.index(a) for a in sorted(roles.output)]
+  permutation = [*by_batch, *range(len(batch), offset), *ascending]
+  if permutation != list(range(out.ndim)):
+    out = out.transpose(permutation)
+  dtype = preferred_element_type or jnp.result_type(x.dtype, w.dtype)
+  return out.astype(dtype)
+
+
+def convolve(x: jax.Array, w: Any, **params):
+  """`jax.lax.conv_general_dilated(x, w, **params)` for a `w` that may be a format.
+
+  A format may define `convolve`, as low rank does (two convolutions); others are densified.
+  """
+  own = getattr(w, 'convolve', None) if is_format(w) else None
+  out = None if own is None else own(x, **params)
+  return jax.lax.conv_general_dilated(x, densify(w), **params) if out is None else out
+
+
+def take(w: Any, ids: jax.Array) -> jax.Array:
+  """Rows of a table that may be a format: `jnp.take(dense, ids, axis=0)`, out of range clipped.
+
+  A format may define `take`, to read only the rows asked for; others are densified.
+  """
+  own = getattr(w, 'take', None) if is_format(w) else None
+  out = None if own is None else own(ids)
+  return jnp.take(densify(w), ids, axis=0, mode='clip') if out is None else out

@@ -1,0 +1,93 @@
+"""Low-rank weights: `u @ v`, multiplied factor by factor."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.formats import format as formats
+from jaxsparse.numerics import axes
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['u', 'v', 'base'],
+                   meta_fields=['layout'])
+@dataclasses.dataclass(frozen=True)
+class LowRankArray(formats.Format):
+  """A product of two thin matrices, added to a base where there is one (LoRA).
+
+  Attributes:
+    u: `[*batch, R, rank]`.
+    v: `[*batch, rank, O]`.
+    layout: of the dense weight.
+    base: None, or the matrix `[*batch, R, O]` added, an array or a format.
+  """
+
+  u: jax.Array
+  v: jax.Array
+  layout: axes.Layout
+  base: Any = None
+
+  def dense_matrix(self):
+    product = self.u @ self.v
+    if self.base is not None:
+      product = formats.densify(self.base) + product
+    return product.astype(self.dtype)
+
+  def _saves(self) -> bool:
+    r, o = self.layout.matrix_shape[-2:]
+    return self.u.shape[-1] * (r + o) < r * o
+
+  def matmul(self, x):
+    dtype = jnp.result_type(x, self.dtype)
+    u, v = self.u.astype(dtype), self.v.astype(dtype)
+    if self.base is not None and formats.is_format(self.base):
+      return self.base.matmul(x) + (x @ u) @ v
+    if self.base is not None or not self._saves():
+      return x @ self.dense_matrix().astype(dtype)
+    return (x @ u) @ v
+
+  def convolve(self, x, *, dimension_numbers, feature_group_count=1, batch_group_count=1,
+               rhs_dilation=None, **params):
+    """A convolution into `rank` channels, then a 1 x 1 one; None where that is not the layout."""
+    names = jax.lax.conv_dimension_numbers(x.shape, self.shape, dimension_numbers)
+    out_axis, *reduced = names.rhs_spec
+    plain = (feature_group_count == batch_group_count == 1 and not self.layout.batch
+             and self.base is None)
+    roles = self.layout.axes
+    if not plain or roles.output != (out_axis,) or set(roles.reduction) != set(reduced):
+      return None
+    if not self._saves():
+      return None
+    dtype = jnp.result_type(x, self.dtype)
+    rank = self.u.shape[-1]
+    narrow = [rank if a == out_axis else n for a, n in enumerate(self.shape)]
+    u = axes.Layout(tuple(narrow), dtype, roles).from_matrix(self.u.astype(dtype))
+    hidden = jax.lax.conv_general_dilated(
+        x, u, dimension_numbers=names, rhs_dilation=rhs_dilation, **params)
+    point = [1] * self.ndim
+    point[out_axis], point[names.rhs_spec[1]] = self.shape[out_axis], rank
+    v = axes.Layout(tuple(point), dtype, roles).from_matrix(self.v.astype(dtype))
+    still = {k: p for k, p in params.items() if k in ('precision', 'preferred_element_type')}
+    return jax.lax.conv_general_dilated(
+        hidden, v, (1,) * (self.ndim - 2), 'VALID', dimension_numbers=names, **still)
+
+  def take(self, ids):
+    """Rows of an embedding table; None when axis 0 is not the reduction axis."""
+    if self.layout.axes != axes.DimensionNumbers((0,), (1,)) or self.base is not None:
+      return None
+    rows = self.u[jnp.clip(ids, 0, self.shape[0] - 1)]
+    return (rows @ self.v).astype(self.dtype)
+
+  def multiply_adds(self, rows):
+    r, o = self.layout.matrix_shape[-2:]
+    matrices = self.size // max(r * o, 1)
+    factors = rows * matrices * self.u.shape[-1] * (r + o)
+    if formats.is_format(self.base):
+      executed, ideal = self.base.multiply_adds(rows)
+      return formats.Cost(executed + factors, ideal + factors)
+    # An array base, or factors too thick to pay, are merged into one dense product.
+    dense = rows * self.size
+    cost = factors if self.base is None and self._saves() else dense
+    return formats.Cost(cost, cost)

@@ -1,0 +1,45 @@
+"""Absmax scales of a matrix, per tensor, output channel or group along the reduction axis."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GRANULARITIES = ('tensor', 'channel', 'group')
+
+
+def absmax(w: jax.Array, limit: float, *, granularity: str, group: int | None = None) -> jax.Array:
+  """The scale that maps the largest magnitude of each cell to `limit`; 1 where all are zero.
+
+  The division by `limit` is a multiplication by its float32 reciprocal: XLA rewrites a division
+  by a constant in just this way under `jit`, and eager and compiled codes must be the same.
+
+  Args:
+    w: `[..., R, O]`.
+    limit: the grid's largest magnitude.
+    granularity: 'tensor' (one cell a matrix), 'channel' (one an output) or 'group' (one every
+      `group` rows of an output; the tail may be shorter).
+    group: rows of a group.
+
+  Returns:
+    float32 `[..., 1, 1]`, `[..., 1, O]` or `[..., ceil(R / group), O]`.
+  """
+  magnitude = jnp.abs(w.astype(jnp.float32))
+  if granularity == 'tensor':
+    peak = magnitude.max((-2, -1), keepdims=True, initial=0.0)
+  elif granularity == 'channel':
+    peak = magnitude.max(-2, keepdims=True, initial=0.0)
+  else:
+    rows, outputs = w.shape[-2:]
+    padding = [(0, 0)] * (w.ndim - 2) + [(0, -rows % group), (0, 0)]
+    cells = jnp.pad(magnitude, padding).reshape(*w.shape[:-2], -1, group, outputs)
+    peak = cells.max(-2)
+  scale = peak * np.float32(1.0 / limit)
+  # A peak so small that its scale underflows is as good as zero.
+  return jnp.where(scale >= np.finfo(np.float32).tiny, scale, 1.0)
+
+
+def expand(scale: jax.Array, rows: int, group: int | None) -> jax.Array:
+  """`scale` broadcastable against `[..., rows, O]`: groups are repeated, the tail cut."""
+  if group is None or scale.shape[-2] == 1:
+    return scale
+  return jnp.repeat(scale, group, axis=-2)[..., :rows, :]

@@ -1,0 +1,12 @@
+"""Quantization: grid x granularity x scale rule, in training and after."""
+
+from jaxsparse.quantization.fake_quantize import fake_quantize
+from jaxsparse.quantization.lsq import Lsq
+from jaxsparse.quantization.lsq import lsq
+from jaxsparse.quantization.nf4 import nf4
+from jaxsparse.quantization.quantize import quantize
+
+TRANSFORMS = (fake_quantize, lsq, nf4, quantize)
+VALUES = ()
+
+__all__ = ['Lsq', 'TRANSFORMS', 'VALUES', 'fake_quantize', 'lsq', 'nf4', 'quantize']

@@ -1,0 +1,23 @@
+"""Post-training quantization, round to nearest: codes and scales in state, nothing to train."""
+
+from jaxsparse.core import parametrization
+from jaxsparse.core import spelling as spell
+from jaxsparse.core import transform as transforms
+from jaxsparse.numerics import grids
+from jaxsparse.quantization import frozen
+
+
+def quantize(dtype: str, *, granularity: str = 'channel',
+             group: int | None = None) -> transforms.Transform:
+  """Rounds weights to a grid once; arguments and errors as in `fake_quantize`.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> params, state = jsp.quantize('int4').init({'kernel': jnp.array([[7.0], [1.2]])})
+    >>> params, jsp.quantize('int4').apply(params, state)['kernel'].tolist()
+    ({'kernel': Frozen()}, [[7.0], [1.0]])
+  """
+  spelling = spell.call(quantize, locals())
+  p = frozen.on_grid(grids.grid(dtype), granularity,
+                     frozen.check_granularity(granularity, group))
+  return parametrization.leafwise(p, spec=transforms.Spec(spelling, restructures=True))

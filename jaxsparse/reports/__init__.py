@@ -1,0 +1,43 @@
+"""Reports: what was measured, drawn and written so that a reader can check it.
+
+`Record` holds one run's figures; `write_jsonl` and `write_directory` write files whole or not at
+all; `pareto_front`, `pareto_png`, `show_table` and `html_page` compare runs; `show_progress` tells how far one is.
+"""
+
+from jaxsparse.reports.html import page as html_page
+from jaxsparse.reports.pareto import front as pareto_front
+from jaxsparse.reports.pareto import png as pareto_png
+from jaxsparse.reports.pictures import Picture
+from jaxsparse.reports.progress import Progress
+from jaxsparse.reports.progress import show as show_progress
+from jaxsparse.reports.provenance import provenance
+from jaxsparse.reports.record import Record
+from jaxsparse.reports.record import check_directory
+from jaxsparse.reports.record import finite
+from jaxsparse.reports.record import from_json
+from jaxsparse.reports.record import read_jsonl
+from jaxsparse.reports.record import to_json
+from jaxsparse.reports.record import write_directory
+from jaxsparse.reports.record import write_jsonl
+from jaxsparse.reports.record import write_whole
+from jaxsparse.reports.table import show as show_table
+
+__all__ = [
+  'Record',
+  'finite',
+  'to_json',
+  'from_json',
+  'write_jsonl',
+  'read_jsonl',
+  'write_whole',
+  'write_directory',
+  'check_directory',
+  'pareto_front',
+  'pareto_png',
+  'show_table',
+  'show_progress',
+  'Progress',
+  'html_page',
+  'provenance',
+  'Picture',
+]

@@ -1,0 +1,58 @@
+"""What masked methods share: how many units stay, the mask applied, the masked weight packed."""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.core import masks
+from jaxsparse.core import names
+from jaxsparse.core import schedules
+from jaxsparse.core import spelling as spell
+from jaxsparse.sparsity import patterns
+
+
+def kept_of(units: int, sparsity: float) -> int:
+  """Units kept of `units` at `sparsity`: `units - round(units * sparsity)`, at least one.
+
+  Example:
+    >>> kept_of(10, 0.9), kept_of(4, 0.99)
+    (1, 1)
+  """
+  return max(units - round(units * sparsity), 1)
+
+
+def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
+               distribution: Callable) -> dict[str, np.ndarray]:
+  """{key: kept units of a cell, before the first refresh and after each}, exact integers.
+
+  Raises:
+    ValueError: the pattern does not fit a weight, or cannot have the sparsity asked for.
+  """
+  units = {}
+  for key, layout in layouts.items():
+    try:
+      units[key] = pattern.units(layout)
+    except ValueError as error:
+      raise ValueError(f'{names.name_of(key)}: {error}') from error
+  _, sparsities = schedule.table()
+  per_weight = [distribution(layouts, s) for s in sparsities] if layouts else []
+  if pattern.fixed is not None and abs(schedule.final - pattern.fixed) > 1e-6:
+    raise ValueError(f'{spell.spell_value(pattern)} has sparsity {pattern.fixed:g}, but '
+                     f'{schedule.final:g} was asked for: conflicting targets.')
+  return {key: np.asarray([kept_of(n, at[key]) for at in per_weight], np.int32)
+          for key, n in units.items()}
+
+
+def apply_mask(w: jax.Array, state: masks.MaskState) -> jax.Array:
+  """`where`, not multiply: a NaN must not survive a zero in the mask."""
+  return jnp.where(state.mask, w, 0)
+
+
+def pack_masked(pattern: patterns.Pattern):
+  """The pack function of a masked weight under `pattern`."""
+  def pack(latents, states, *, layouts):
+    return {k: pattern.pack(w, states[k].mask, layouts[k].astype(w.dtype))
+            for k, w in latents.items()}
+  return pack

@@ -1,0 +1,184 @@
+"""Where zeros may be: from scores to masks, and from masks to formats.
+
+A pattern divides a matrix `[*batch, R, O]` into *cells* that compete (the whole matrix; or a group
+of m rows) of `units` units each (entries, blocks, channels), of which the `kept` best stay. Each
+matrix of a stack competes by itself.
+"""
+
+import math
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.core import axes
+from jaxsparse.core import spelling as spell
+from jaxsparse.formats import bitmask
+from jaxsparse.formats import block as block_format
+from jaxsparse.formats import nm as nm_format
+from jaxsparse.numerics import select
+
+
+class Pattern(NamedTuple):
+  """A sparsity pattern.
+
+  Attributes:
+    units: `(layout) -> int`, units that compete in a cell; raises ValueError where the pattern
+      does not fit.
+    mask: `(scores [*batch, R, O], kept) -> bool mask`; `kept` may be traced.
+    pack: `(matrix, mask, layout) -> format or matrix`.
+    spelling: its spelled form.
+    entries: whether units are single entries of the whole matrix, so that weights can be pooled.
+    fixed: the only sparsity the pattern can have, or None.
+  """
+
+  units: Callable[[axes.Layout], int]
+  mask: Callable[[jax.Array, Any], jax.Array]
+  pack: Callable[[jax.Array, jax.Array, axes.Layout], Any]
+  spelling: Any
+  entries: bool = False
+  fixed: float | None = None
+
+
+def _positive(word: str, value: Any) -> int:
+  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    raise ValueError(f'{word} must be a positive integer, got {value!r}.')
+  return value
+
+
+def unstructured() -> Pattern:
+  """Any entry. Stored as a bitmask where that is smaller than the dense weight.
+
+  Example:
+    >>> unstructured().mask(jnp.array([[1.0, 3.0, 2.0]]), 2).tolist()
+    [[False, True, True]]
+  """
+  def pack(matrix, mask, layout):
+    stored = bitmask.BitmaskArray.from_mask(matrix, mask, layout)
+    return stored if stored.nbytes < matrix.size * matrix.dtype.itemsize else _masked(matrix, mask)
+
+  return Pattern(lambda layout: math.prod(layout.matrix_shape[-2:]),
+                 lambda scores, kept: select.top_k_mask(scores, kept, axes=(-2, -1)),
+                 pack, spell.call(unstructured, {}), entries=True)
+
+
+def _masked(matrix, mask):
+  return jnp.where(mask, matrix, 0)
+
+
+def n_m(n: int, m: int) -> Pattern:
+  """At most `n` of every `m` consecutive rows (along the reduction axis) of a column.
+
+  Mishra et al., "Accelerating Sparse Deep Neural Networks" (arXiv:2104.08378).
+
+  Raises:
+    ValueError: not 0 < n <= m; or, in use, m does not divide the reduction axis.
+
+  Example:
+    >>> n_m(1, 2).mask(jnp.array([[1.0], [3.0]]), 1).tolist()
+    [[False], [True]]
+  """
+  spelling = spell.call(n_m, locals())
+  _positive('n', n), _positive('m', m)
+  if n > m:
+    raise ValueError(f'n:m keeps n of every m, so n must not exceed m; got n={n}, m={m}.')
+  if m > 256:
+    raise ValueError(f'm must be at most 256, got {m}.')
+
+  def units(layout):
+    rows = layout.matrix_shape[-2]
+    if rows % m:
+      divisors = [d for d in range(m, 1, -1) if rows % d == 0]
+      advice = f'the nearest m that divides it is {divisors[0]}' if divisors else 'no m divides it'
+      raise ValueError(f'the reduction axis of size {rows} (shape {layout.shape}) is not '
+                       f'divisible by m={m}; {advice}: pad the layer or exclude it with at(...).')
+    return m
+
+  def pack(matrix, mask, layout):
+    return nm_format.NMArray.from_mask(matrix, mask, layout, n, m)
+
+  return Pattern(units, lambda scores, kept: select.n_of_m_mask(scores, kept, m), pack, spelling,
+                 fixed=1 - n / m)
+
+
+def block(rows: int, columns: int, *, pad: bool = False) -> Pattern:
+  """Whole blocks of `rows` x `columns` of the matrix, ranked by their mean score.
+
+  Args:
+    rows: of the block, along the reduction axis.
+    columns: of the block, along the output axis.
+    pad: accept ragged edges (edge blocks are smaller, and rank by the mean of what they have).
+
+  Raises:
+    ValueError: a size is not a positive integer; or, in use, the block does not divide the matrix
+      and `pad` is False.
+
+  Example:
+    >>> block(1, 2).mask(jnp.array([[1.0, 1.0, 3.0, 0.0]]), 1).tolist()
+    [[False, False, True, True]]
+  """
+  spelling = spell.call(block, locals())
+  _positive('rows', rows), _positive('columns', columns)
+
+  def counts(r, o):
+    return -(-r // rows), -(-o // columns)
+
+  def units(layout):
+    r, o = layout.matrix_shape[-2:]
+    if not pad and (r % rows or o % columns):
+      axis, size, unit = ('reduction', r, rows) if r % rows else ('output', o, columns)
+      raise ValueError(f'the {axis} axis of size {size} (shape {layout.shape}) is not divisible '
+                       f'by the block size {unit}; pass pad=True or exclude it with at(...).')
+    return math.prod(counts(r, o))
+
+  def split(x, fill):
+    r, o = x.shape[-2:]
+    edges = [(0, 0)] * (x.ndim - 2) + [(0, -r % rows), (0, -o % columns)]
+    nr, no = counts(r, o)
+    return jnp.pad(x, edges, constant_values=fill).reshape(*x.shape[:-2], nr, rows, no, columns)
+
+  def mask(scores, kept):
+    r, o = scores.shape[-2:]
+    members = split(jnp.ones((r, o), scores.dtype), 0).sum((-3, -1))
+    means = split(scores, 0).sum((-3, -1)) / jnp.broadcast_to(
+        members, (*scores.shape[:-2], *members.shape))
+    chosen = select.top_k_mask(means, kept, axes=(-2, -1))
+    full = jnp.repeat(jnp.repeat(chosen, rows, axis=-2), columns, axis=-1)
+    return full[..., :r, :o]
+
+  def pack(matrix, mask, layout):
+    stored = block_format.BlockArray.from_mask(matrix, mask, layout, (rows, columns))
+    compact = bitmask.BitmaskArray.from_mask(matrix, mask, layout)
+    smallest = min(stored, compact, key=lambda x: x.nbytes)
+    dense_bytes = matrix.size * matrix.dtype.itemsize
+    return smallest if smallest.nbytes < dense_bytes else _masked(matrix, mask)
+
+  return Pattern(units, mask, pack, spelling)
+
+
+def channel(axis: str = 'output') -> Pattern:
+  """Whole channels, ranked by their mean score: columns ('output') or rows ('reduction').
+
+  Raises:
+    ValueError: `axis` is neither.
+
+  Example:
+    >>> channel().mask(jnp.array([[1.0, 3.0], [1.0, 0.0]]), 1).tolist()
+    [[False, True], [False, True]]
+  """
+  spelling = spell.call(channel, locals())
+  if axis not in ('output', 'reduction'):
+    raise ValueError(f"axis must be 'output' or 'reduction', got {axis!r}.")
+  along, across = (-1, -2) if axis == 'output' else (-2, -1)
+
+  def mask(scores, kept):
+    chosen = select.top_k_mask(scores.mean(across, keepdims=True), kept, axes=(-2, -1))
+    return jnp.broadcast_to(chosen, scores.shape)
+
+  def pack(matrix, mask, layout):
+    r, o = matrix.shape[-2:]
+    tile = (r, 1) if axis == 'output' else (1, o)
+    stored = block_format.BlockArray.from_mask(matrix, mask, layout, tile)
+    return stored if stored.nbytes < matrix.size * matrix.dtype.itemsize else _masked(matrix, mask)
+
+  return Pattern(lambda layout: layout.matrix_shape[along], mask, pack, spelling)

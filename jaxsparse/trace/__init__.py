@@ -1,0 +1,21 @@
+"""The only room that reads programs: which operation consumes which weight, and what follows."""
+
+from jaxsparse.trace.activations import quantize_activations
+from jaxsparse.trace.calibrate import calibrate
+from jaxsparse.trace.contraction import Contraction
+from jaxsparse.trace.dispatch import dispatch
+from jaxsparse.trace.flops import Flops
+from jaxsparse.trace.flops import flops
+from jaxsparse.trace.hooks import hooked
+from jaxsparse.trace.observers import Observer
+from jaxsparse.trace.observers import Range
+from jaxsparse.trace.observers import gram
+from jaxsparse.trace.observers import input_norm
+from jaxsparse.trace.observers import range_
+from jaxsparse.trace.walk import axes_of
+from jaxsparse.trace.walk import contractions
+
+__all__ = [
+    'Contraction', 'Flops', 'Observer', 'Range', 'axes_of', 'calibrate', 'contractions', 'dispatch',
+    'flops', 'gram', 'hooked', 'input_norm', 'quantize_activations', 'range_',
+]

@@ -1,0 +1,271 @@
+"""One operation that consumes a weight, described statically, and how to compute it."""
+
+import dataclasses
+import math
+from typing import Any, Mapping, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.formats import format as formats
+from jaxsparse.numerics import axes as roles_of_axes
+from jaxsparse.trace import jaxprs
+from jaxsparse.trace import origins
+
+KINDS = {'dot_general': 'dot', 'conv_general_dilated': 'conv', 'ragged_dot_general': 'ragged_dot',
+         'ragged_dot': 'ragged_dot', 'gather': 'gather', 'dynamic_slice': 'gather'}
+
+
+class Place(NamedTuple):
+  """Where the interpreter stands: a unique static path, and how often scans repeat it."""
+
+  site: str = ''
+  repeats: int = 1
+
+  def inside(self, step: Any, repeats: int = 1) -> 'Place':
+    """The place one level further in."""
+    return Place(f'{self.site}/{step}' if self.site else str(step), self.repeats * repeats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+  """One use of a weight by a product or a lookup.
+
+  Attributes:
+    name: of the weight.
+    kind: 'dot', 'conv', 'ragged_dot' or 'gather'.
+    site: unique static path of the operation in the program.
+    repeats: product of the lengths of the scans around it.
+    axes: roles of the weight's axes in its natural shape, or None when a reshape lost them.
+    params: the operation's own parameters (dimension numbers, strides, ...), addressing the
+      operands as the operation receives them.
+    multiply_adds: of one execution with the dense weight.
+    origin: which weight axes the operand's axes are.
+    dtype: of the operand.
+    operand_shape: of the operand, as the operation receives it.
+    operand: which operand the weight is; `x` is the other one.
+    operands: the remaining operands (group sizes), at their places; empty in a static listing.
+
+  Example:
+    >>> import jaxsparse as jsp
+    >>> fn = lambda params, x: x @ params['w']
+    >>> found, = jsp.contractions(fn, {'w': jnp.ones((4, 3))}, jnp.ones((2, 4)))
+    >>> found.name, found.kind, found.axes.reduction, found.multiply_adds
+    ('w', 'dot', (0,), 24)
+  """
+
+  name: str
+  kind: str
+  site: str
+  repeats: int
+  axes: roles_of_axes.DimensionNumbers | None
+  params: Mapping[str, Any]
+  multiply_adds: int
+  origin: origins.Origin = dataclasses.field(repr=False)
+  dtype: Any = dataclasses.field(repr=False)
+  operand_shape: tuple[int, ...] = dataclasses.field(repr=False)
+  operand: int = dataclasses.field(repr=False)
+  primitive: Any = dataclasses.field(repr=False)
+  operands: tuple = dataclasses.field(default=(), repr=False)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the whole weight, in its natural axes."""
+    return self.origin.shape
+
+  @property
+  def input(self) -> int:
+    """Which operand `x` is."""
+    return 1 - self.operand
+
+  def compute(self, x: jax.Array, w: Any) -> jax.Array:
+    """What the operation returns.
+
+    Args:
+      x: the other operand (activations, or the indices of a lookup).
+      w: the weight's operand: an array as the operation receives it, or a format in the weight's
+        natural axes (less those that scans sliced off).
+
+    Returns:
+      The operation's result.
+    """
+    if formats.is_format(w):
+      own = _BY_FORMAT[self.primitive.name]
+      out = own(self, x, w) if self.takes(w) else None
+      if out is not None:
+        return out
+      w = dense(w, self.origin, self.dtype)
+    operands = list(self.operands)
+    operands[self.operand], operands[self.input] = w, x
+    return jaxprs.bind(self.primitive, self.params, operands)[0]
+
+  def takes(self, w: formats.Format) -> bool:
+    """Whether `compute` multiplies by the stored form of `w` rather than by its dense array."""
+    places = self.origin.positions
+    if places is None or self.primitive.name not in _BY_FORMAT or len(places) != w.ndim:
+      return False
+    if self.kind == 'dot':
+      numbers, _ = _weight_on_the_right(self, places, w)
+      return formats.can_dot(w, numbers)
+    return self.kind == 'conv' or places == tuple(range(w.ndim))
+
+
+def recognize(eqn: Any, sources: list, place: Place) -> Contraction | None:
+  """The contraction that an equation is, if a weight is an operand in the weight's place."""
+  kind = KINDS.get(eqn.primitive.name)
+  found = kind and _OPERAND[eqn.primitive.name](eqn, sources)
+  if not found:
+    return None
+  operand, reduction, batch = found
+  source = sources[operand]
+  axes = origins.roles(source, reduction=reduction, batch=batch)
+  return Contraction(source.name, kind, place.site, place.repeats, axes, dict(eqn.params),
+                     multiply_adds(eqn), source, eqn.invars[operand].aval.dtype,
+                     tuple(eqn.invars[operand].aval.shape), operand, eqn.primitive)
+
+
+def multiply_adds(eqn: Any) -> int:
+  """Multiply-adds of a product; 0 of any other equation."""
+  if eqn.primitive.name not in ('dot_general', 'conv_general_dilated', 'ragged_dot_general',
+                                'ragged_dot'):
+    return 0
+  x, w = (v.aval.shape for v in eqn.invars[:2])
+  out = math.prod(eqn.outvars[0].aval.shape)
+  if eqn.primitive.name == 'dot_general':
+    return out * math.prod(x[a] for a in eqn.params['dimension_numbers'][0][0])
+  if eqn.primitive.name == 'conv_general_dilated':
+    # The kernel's own input axis is already divided by the number of feature groups.
+    return out * math.prod(w[a] for a in eqn.params['dimension_numbers'].rhs_spec[1:])
+  numbers = eqn.params['ragged_dot_dimension_numbers']
+  (contracted, _), _ = numbers.dot_dimension_numbers
+  ragged = set(numbers.lhs_ragged_dimensions)
+  if ragged & set(contracted):
+    # Ragged contraction: every row belongs to one group.
+    groups = eqn.invars[2].aval.shape[-1]
+    return out // max(groups, 1) * math.prod(x[a] for a in contracted)
+  return out * math.prod(x[a] for a in contracted)
+
+
+def dense(value: Any, source: origins.Origin, dtype: Any) -> jax.Array:
+  """A tracked value as the array that the program sees."""
+  if not formats.is_format(value):
+    return value
+  kept = [group[0] for group in source.groups if group]
+  out = value.todense().transpose([source.kept.index(n) for n in kept]).astype(dtype)
+  inserted = [a for a, group in enumerate(source.groups) if not group]
+  return jnp.expand_dims(out, inserted) if inserted else out
+
+
+def _dot_operand(eqn, sources):
+  (left, right), (left_batch, right_batch) = eqn.params['dimension_numbers']
+  if not left:
+    return None  # An elementwise product in a contraction's clothes.
+  ranks = [v.aval.ndim for v in eqn.invars]
+  if sources[1] and not (sources[0] and ranks[1] < 2 <= ranks[0]):
+    return 1, right, right_batch
+  return (0, left, left_batch) if sources[0] else None
+
+
+def _conv_operand(eqn, sources):
+  return (1, eqn.params['dimension_numbers'].rhs_spec[1:], ()) if sources[1] else None
+
+
+def _ragged_operand(eqn, sources):
+  if not sources[1]:
+    return None
+  numbers = eqn.params['ragged_dot_dimension_numbers']
+  (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+  return 1, contracted, (*batch, *numbers.rhs_group_dimensions)
+
+
+def _gather_operand(eqn, sources):
+  numbers, shape = eqn.params['dimension_numbers'], eqn.invars[0].aval.shape
+  offset = eqn.outvars[0].aval.ndim - len(shape) + 1
+  rows = (sources[0] and len(shape) > 1 and not sources[1]
+          and tuple(numbers.collapsed_slice_dims) == (0,)
+          and tuple(numbers.start_index_map) == (0,) and not numbers.operand_batching_dims
+          and tuple(eqn.params['slice_sizes']) == (1, *shape[1:])
+          and tuple(numbers.offset_dims) == tuple(range(offset, offset + len(shape) - 1)))
+  return (0, (0,), ()) if rows else None
+
+
+def _row_operand(eqn, sources):
+  # One row of a table, as a decoder looks up a token; a slice of a stack of matrices is not.
+  shape, sizes = eqn.invars[0].aval.shape, tuple(eqn.params['slice_sizes'])
+  lookup = (sources[0] and not any(sources[1:]) and len(shape) == 2 and sizes == (1, shape[1])
+            and shape[0] > 1)
+  return (0, (0,), ()) if lookup else None
+
+
+_OPERAND = {'dot_general': _dot_operand, 'conv_general_dilated': _conv_operand,
+            'ragged_dot_general': _ragged_operand, 'ragged_dot': _ragged_operand,
+            'gather': _gather_operand, 'dynamic_slice': _row_operand}
+
+
+def _weight_on_the_right(contraction, places, w):
+  """Dimension numbers with the weight second, in the format's axes; and axes to broadcast `x` by.
+
+  A batch axis of the format that the product leaves free (experts that share one input) becomes a
+  batch axis of `x` too, in front.
+  """
+  contracted, batched = contraction.params['dimension_numbers']
+  own, other = contraction.operand, contraction.input
+  here = lambda dims: tuple(places[a] for a in dims)
+  used = {*here(contracted[own]), *here(batched[own])}
+  shared = tuple(a for a in w.layout.batch if a not in used)
+  there = lambda dims: tuple(a + len(shared) for a in dims)
+  numbers = ((there(contracted[other]), here(contracted[own])),
+             ((*there(batched[other]), *range(len(shared))), (*here(batched[own]), *shared)))
+  return numbers, shared
+
+
+def _dot(contraction, x, w):
+  places = contraction.origin.positions
+  numbers, shared = _weight_on_the_right(contraction, places, w)
+  contracted, batched = contraction.params['dimension_numbers']
+  own, other = contraction.operand, contraction.input
+  free = [a for a in range(x.ndim) if a not in (*contracted[other], *batched[other])]
+  x = jnp.broadcast_to(x, (*(w.shape[a] for a in shared), *x.shape))
+  out = formats.dot(x, w, numbers, precision=contraction.params['precision'],
+                    preferred_element_type=contraction.params['preferred_element_type'])
+  # formats.dot gives batch axes, then the free axes of x, then those of w, ascending.
+  taken = {*numbers[0][1], *numbers[1][1]}
+  have = [*(('w', a) for a in numbers[1][1]), *(('x', a) for a in free),
+          *(('w', a) for a in range(w.ndim) if a not in taken)]
+  of_w = [('w', p) for a, p in enumerate(places) if a not in (*contracted[own], *batched[own])]
+  of_x = [('x', a) for a in free]
+  batch = [('w', places[a]) for a in batched[own]]
+  want = [*batch, *(of_w + of_x if own == 0 else of_x + of_w)]
+  return out if want == have else out.transpose([have.index(label) for label in want])
+
+
+_CONV = ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'feature_group_count',
+         'batch_group_count', 'precision', 'preferred_element_type')
+
+
+def _conv(contraction, x, w):
+  places = contraction.origin.positions
+  spec = contraction.params['dimension_numbers']
+  spec = spec._replace(rhs_spec=tuple(places[a] for a in spec.rhs_spec))
+  params = {k: contraction.params[k] for k in _CONV}
+  return formats.convolve(x, w.astype(x.dtype), dimension_numbers=spec, **params)
+
+
+def _take(contraction, x, w):
+  rows = w.shape[0]
+  if contraction.primitive.name == 'dynamic_slice':
+    return formats.take(w, jnp.clip(x, 0, rows - 1)[None]).astype(contraction.dtype)
+  ids = x[..., 0]
+  out = formats.take(w, jnp.clip(ids, 0, rows - 1)).astype(contraction.dtype)
+  fill = contraction.params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP
+  if not fill:
+    return out
+  value = contraction.params['fill_value']
+  if value is None:
+    value = jnp.nan if jnp.issubdtype(out.dtype, jnp.inexact) else jnp.iinfo(out.dtype).min
+  inside = (ids >= 0) & (ids < rows)
+  return jnp.where(inside.reshape(*ids.shape, *(1,) * (w.ndim - 1)), out, value)
+
+
+_BY_FORMAT = {'dot_general': _dot, 'conv_general_dilated': _conv, 'gather': _take,
+              'dynamic_slice': _take}

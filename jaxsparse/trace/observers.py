@@ -1,0 +1,188 @@
+"""Observers: statistics of what is multiplied with a weight.
+
+Rows are written X `[*batch, rows, R]`: R is the weight's reduction axes, flattened in the weight's
+own order, so that statistics match `Layout.to_matrix`; a convolution's rows are its patches.
+All are accumulated in float32. A new observer is one function `(contraction, x) -> statistic`.
+"""
+
+import math
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.trace import contraction as contractions
+from jaxsparse.trace import hooks
+
+
+class Observer(NamedTuple):
+  """A statistic of the inputs that meet a weight.
+
+  Attributes:
+    observe: `(contraction, x) -> statistic`, a tree of arrays, or None where there is none.
+    merge: associative `(statistic, statistic) -> statistic`, across uses, steps and batches.
+    finish: applied once, at the end.
+
+  Example:
+    >>> import jaxsparse as jsp
+    >>> rows = Observer(lambda contraction, x: jnp.float32(x.shape[0]))
+    >>> fn = lambda params, x: x @ params['w']
+    >>> stats = jsp.calibrate(fn, {'w': jnp.ones((4, 3))}, [jnp.ones((5, 4))] * 2, rows)
+    >>> float(stats['w'])
+    10.0
+  """
+
+  observe: Callable[[contractions.Contraction, jax.Array], Any]
+  merge: Callable[[Any, Any], Any] = hooks.add
+  finish: Callable[[Any], Any] = lambda statistic: statistic
+
+
+class Range(NamedTuple):
+  """The smallest and largest value met: float32 `[*batch]` each."""
+
+  low: jax.Array
+  high: jax.Array
+
+
+def hook_of(observer: Observer) -> hooks.Hook:
+  """The hook that computes as usual and returns the observer's statistic."""
+  return lambda contraction, x, w: (contraction.compute(x, w), observer.observe(contraction, x))
+
+
+def rows_of(contraction: contractions.Contraction, x: jax.Array) -> jax.Array | None:
+  """The rows X `[*batch, rows, R]` of a dot or convolution, in float32.
+
+  Args:
+    contraction: a use of a weight.
+    x: its other operand.
+
+  Returns:
+    X, with the groups of a grouped convolution after the batch axes. None for other kinds, and
+    where a slice or reshape left no whole batch and reduction axes to speak of.
+  """
+  rule = {'dot': _dot_rows, 'conv': _patches}.get(contraction.kind)
+  source, axes = contraction.origin, contraction.axes
+  if rule is None or axes is None:
+    return None
+  if {*source.cut} - {*axes.output}:
+    return None
+  return rule(contraction, x.astype(jnp.float32))
+
+
+def _gram(contraction, x):
+  if contraction.kind == 'ragged_dot':
+    return _ragged(contraction, x, lambda rows: rows, 2)
+  rows = rows_of(contraction, x)
+  if rows is None:
+    return None
+  return jnp.einsum('...nr,...ns->...rs', rows, rows, precision='highest')
+
+
+def _square_sums(contraction, x):
+  if contraction.kind == 'ragged_dot':
+    return _ragged(contraction, x, jnp.square, 1)
+  rows = rows_of(contraction, x)
+  return None if rows is None else jnp.square(rows).sum(-2)
+
+
+def _range(contraction, x):
+  if contraction.kind == 'gather':
+    return None
+  batch = _batch_shape(contraction) if contraction.axes is not None else ()
+  rows = rows_of(contraction, x) if batch and contraction.kind == 'dot' else None
+  # Without a batch axis the tensor itself will do: a convolution's padding is not an input.
+  values, axes = (x.astype(jnp.float32), None) if rows is None else (rows, (-2, -1))
+  low, high = values.min(axes, initial=jnp.inf), values.max(axes, initial=-jnp.inf)
+  return Range(jnp.broadcast_to(low, batch), jnp.broadcast_to(high, batch))
+
+
+def _wider(a, b):
+  return Range(jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high))
+
+
+# X^T X: float32 [*batch, R, R]; [*batch, group, R, R] for a grouped convolution.
+gram = Observer(_gram)
+
+# The l2 norm of each input feature over all rows: float32 [*batch, R] (groups as for gram).
+input_norm = Observer(_square_sums, finish=jnp.sqrt)
+
+# The smallest and largest input, as `Range`. The underscore spares Python's own `range`.
+range_ = Observer(_range, merge=_wider)
+
+
+def _batch_shape(contraction):
+  """Sizes of the batch axes that the operand still has; of an inserted axis there is no trace."""
+  scanned = {n for n, _ in contraction.origin.scanned}
+  roles = {*contraction.axes.reduction, *contraction.axes.output}
+  return tuple(size for n, size in enumerate(contraction.shape)
+               if n not in roles and n not in scanned)
+
+
+def _dot_rows(contraction, x):
+  groups, shape = contraction.origin.groups, contraction.shape
+  contracted, batched = contraction.params['dimension_numbers']
+  own, other = contraction.operand, contraction.input
+  pairs = [(groups[w], a) for w, a in zip(batched[own], batched[other])]
+  batch = sorted((g, a) for g, a in pairs if g)
+  reduced = sorted((groups[w], w, a) for w, a in zip(contracted[own], contracted[other]))
+  taken = {a for _, a in batch} | {a for _, _, a in reduced}
+  free = [a for a in range(x.ndim) if a not in taken]
+  reduced = [a for _, _, a in reduced]
+  rows = x.transpose([*(a for _, a in batch), *free, *reduced])
+  sizes = {n: shape[n] for g, _ in batch for n in g}
+  rows = rows.reshape(*sizes.values(), math.prod(x.shape[a] for a in free),
+                      math.prod(x.shape[a] for a in reduced))
+  return _spread(contraction, rows, tuple(sizes))
+
+
+def _spread(contraction, rows, present):
+  """Repeats rows along the batch axes that `x` does not have: experts that share one input."""
+  scanned = {n for n, _ in contraction.origin.scanned}
+  roles = {*contraction.axes.reduction, *contraction.axes.output}
+  wanted = [n for n in range(len(contraction.shape)) if n not in roles and n not in scanned]
+  for place, n in enumerate(wanted):
+    if n not in present:
+      rows = jnp.expand_dims(rows, place)
+  lead = tuple(contraction.shape[n] for n in wanted)
+  return jnp.broadcast_to(rows, (*lead, *rows.shape[len(lead):]))
+
+
+def _patches(contraction, x):
+  params, groups = contraction.params, contraction.origin.groups
+  spec = params['dimension_numbers']
+  if params['batch_group_count'] != 1:
+    return None
+  spatial = [contraction.operand_shape[a] for a in spec.rhs_spec[2:]]
+  # Channels last; each output position holds its patch in (channel, *spatial) order.
+  last = (0, x.ndim - 1, *range(1, x.ndim - 1))
+  names = spec._replace(out_spec=last)
+  patches = jax.lax.conv_general_dilated_patches(
+      x, spatial, params['window_strides'], params['padding'], params['lhs_dilation'],
+      params['rhs_dilation'], dimension_numbers=names, precision='highest')
+  features = params['feature_group_count']
+  channels = x.shape[spec.lhs_spec[1]] // features
+  rows = patches.reshape(-1, features, channels, *spatial)
+  order = sorted(range(1, len(spec.rhs_spec)), key=lambda i: (groups[spec.rhs_spec[i]], i))
+  rows = rows.transpose(1, 0, *(i + 1 for i in order))
+  rows = rows.reshape(features, rows.shape[1], channels * math.prod(spatial))
+  batch = _batch_shape(contraction)
+  if math.prod(batch) == 1 or features % math.prod(batch):
+    return _spread(contraction, rows if features > 1 else rows[0], ())
+  # A vmapped convolution: jax turned the batch into the leading part of the groups.
+  rows = rows.reshape(*batch, features // math.prod(batch), *rows.shape[1:])
+  return rows[(slice(None),) * len(batch) + (0,)] if features == math.prod(batch) else rows
+
+
+def _ragged(contraction, x, of_rows, rank):
+  """X^T X or column sums of each group of rows, `[group, R, R]` or `[group, R]`."""
+  numbers = contraction.params['ragged_dot_dimension_numbers']
+  plain = (numbers.dot_dimension_numbers == (((1,), (1,)), ((), ()))
+           and tuple(numbers.lhs_ragged_dimensions) == (0,))
+  if not plain or contraction.axes is None or contraction.origin.cut:
+    return None
+  rows, sizes = x.astype(jnp.float32), contraction.operands[2]
+  by_row = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+  right = of_rows(rows) if rank == 2 else jnp.ones((rows.shape[0], 1), jnp.float32)
+  left = of_rows(rows)
+  out = jax.lax.ragged_dot_general(left, right, sizes, by_row, precision='highest')
+  return out if rank == 2 else out[..., 0]

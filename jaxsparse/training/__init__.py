@@ -1,0 +1,15 @@
+"""Drivers: one backward pass, the training step, structure changes, sharding, checkpoints."""
+
+from jaxsparse.training.checkpoint import restore_checkpoint
+from jaxsparse.training.checkpoint import save_checkpoint
+from jaxsparse.training.gradients import value_and_grad
+from jaxsparse.training.restage import restage
+from jaxsparse.training.sharding import optimizer_specs
+from jaxsparse.training.sharding import sharding_specs
+from jaxsparse.training.step import TrainState
+from jaxsparse.training.step import train_step
+
+__all__ = [
+    'TrainState', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
+    'sharding_specs', 'train_step', 'value_and_grad',
+]

@@ -1,0 +1,135 @@
+"""Specs of latents, state and optimizer state from the specs of the weights.
+
+Sharding inferred by `jit` is not enough: random masks and factors come out replicated. The rule:
+a leaf of the weight's shape has its spec; otherwise axes are matched with those of the weight's
+matrix view, one of the same size has that axis' spec, size 1 or a new axis has none.
+"""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import PartitionSpec
+
+from jaxsparse.core import names
+from jaxsparse.core import transform as transforms
+from jaxsparse.core import weights
+
+
+def sharding_specs(transform: transforms.Transform, params: Any, specs: Any,
+                   **extra) -> tuple[Any, Any]:
+  """Specs of `transform.init(params)`'s outputs; allocates nothing.
+
+  Args:
+    transform: any transform.
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    specs: a tree like `params` of `PartitionSpec`s.
+    **extra: what `transform.init` takes besides.
+
+  Returns:
+    `(latent specs, state specs)`, trees of `PartitionSpec` with the structures of what
+    `transform.init` returns.
+
+  Raises:
+    ValueError: a spec has more axes than its weight.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> specs = {'kernel': PartitionSpec('data', 'model')}
+    >>> _, state = sharding_specs(jsp.nm(2, 4), {'kernel': jnp.ones((8, 4))}, specs)
+    >>> state.weights['kernel'].mask == PartitionSpec('data', 'model')
+    True
+  """
+  is_spec = lambda x: isinstance(x, PartitionSpec)
+  abstract = jax.eval_shape(lambda p: p, params)
+  latents, state = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)
+  leaves, _ = names.named_leaves(abstract)
+  spec_leaves = jax.tree.leaves(specs, is_leaf=is_spec)
+  if len(spec_leaves) != len(leaves):
+    raise ValueError(f'specs has {len(spec_leaves)} leaves and params {len(leaves)}; expected one '
+                     'PartitionSpec for each.')
+  owner = {}
+  for leaf, spec in zip(leaves, spec_leaves):
+    if len(spec) > len(leaf.value.shape):
+      raise ValueError(f'{leaf.name}: {spec} has more axes than the shape {leaf.value.shape}.')
+    owner[leaf.key] = (leaf.value.shape, spec)
+  layouts = _layouts(state)
+
+  latent_leaves, rebuild = names.named_leaves(latents)
+  latent_specs = rebuild([_derive(leaf.value, *_owner(leaf.key, owner, layouts))
+                          for leaf in latent_leaves])
+
+  def of_state(node):
+    if not isinstance(node, weights.WeightsState):
+      return jax.tree.map(lambda _: PartitionSpec(), node)
+    derived = {}
+    for key, value in node.weights.items():
+      place = _owner(key, owner, layouts)
+      derived[key] = jax.tree.map(lambda x, place=place: _derive(x, *place), value)
+    return jax.tree.unflatten(jax.tree.structure(node), [
+        PartitionSpec(), *jax.tree.leaves(derived, is_leaf=is_spec)])
+
+  is_state = lambda x: isinstance(x, weights.WeightsState)
+  return latent_specs, jax.tree.map(of_state, state, is_leaf=is_state)
+
+
+def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -> Any:
+  """Specs of `tx.init(params)`: moments like their parameters, everything else replicated.
+
+  Args:
+    tx: the optimizer.
+    params: latent parameters, or their abstract values.
+    specs: a tree like `params` of `PartitionSpec`s, as `sharding_specs` returns.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> specs = optimizer_specs(optax.adam(0.1), {'w': jnp.ones(2)}, {'w': PartitionSpec('data')})
+    >>> specs[0].mu['w'] == PartitionSpec('data')
+    True
+  """
+  abstract = jax.eval_shape(tx.init, params)
+  same = lambda x, p, s: s if x.shape == p.shape else PartitionSpec()
+  return optax.tree_map_params(tx, same, abstract, jax.eval_shape(lambda p: p, params), specs,
+                               transform_non_params=lambda _: PartitionSpec())
+
+
+def _layouts(state) -> dict[str, Any]:
+  is_state = lambda x: isinstance(x, weights.WeightsState)
+  return {key: entry.layout for node in jax.tree.leaves(state, is_leaf=is_state)
+          if is_state(node) for key, entry in node.entries}
+
+
+def _owner(key, owner, layouts):
+  """Shape, spec and layout of the weight that a (perhaps nested) key belongs to."""
+  root = key
+  while root not in owner and ':' in root:
+    root = root.rpartition(':')[0]
+  shape, spec = owner[root]
+  return shape, spec, layouts.get(root)
+
+
+def _derive(leaf, shape, spec, layout) -> PartitionSpec:
+  full = (*spec, *[None] * (len(shape) - len(spec)))
+  if leaf.shape == shape:
+    return PartitionSpec(*full)
+  if layout is None or layout.shape != shape or len(leaf.shape) == 0:
+    return PartitionSpec()
+  sizes, axes = layout.matrix_shape, _matrix_spec(layout, full)
+  out = [None] * len(leaf.shape)
+  batch = len(sizes) - 2
+  for i, n in enumerate(leaf.shape):
+    # Batch axes lead; rows and columns are matched from the end.
+    j = i if i < batch else i - len(leaf.shape) + len(sizes)
+    inside = i < batch or (j >= batch and len(leaf.shape) == len(sizes))
+    out[i] = axes[j] if inside and n == sizes[j] and n > 1 else None
+  return PartitionSpec(*out)
+
+
+def _matrix_spec(layout, full):
+  """The spec of the matrix view: of merged axes, the first's where the others are not sharded."""
+  def merged(axes):
+    if not axes or any(full[a] is not None for a in axes[1:]):
+      return None
+    return full[axes[0]]
+  return (*(full[a] for a in layout.batch), merged(layout.axes.reduction),
+          merged(layout.axes.output))

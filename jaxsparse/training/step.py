@@ -1,0 +1,103 @@
+"""The training loop's body, once for every transform: two compiled programs.
+
+The ordinary step holds no threshold search and no `cond` around the optimizer; the step with a
+mask update is a program of its own, run when the transform's static schedule says so.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.core import transform as transforms
+from jaxsparse.optimizers import moments
+from jaxsparse.training import gradients
+
+
+class TrainState(NamedTuple):
+  """What a step carries.
+
+  Attributes:
+    params: latent parameters.
+    state: the transform's state.
+    opt_state: the optimizer's.
+    count: steps done, an int on the host (or an int32 array inside `lax.scan`).
+  """
+
+  params: Any
+  state: Any
+  opt_state: Any
+  count: Any
+
+  @classmethod
+  def create(cls, transform: transforms.Transform, tx: optax.GradientTransformation, params: Any,
+             **extra) -> 'TrainState':
+    """Initializes transform and optimizer on dense weights.
+
+    The weights are copied, as a step donates its buffers.
+
+    Args:
+      transform: any transform.
+      tx: any optax optimizer.
+      params: effective weights in the model's container.
+      **extra: what `transform.init` takes besides (`stats`, `grads`, `axes`).
+    """
+    latents, state = transform.init(params, **extra)
+    latents, state = jax.tree.map(jnp.copy, (latents, state))
+    return cls(latents, state, tx.init(latents), 0)
+
+
+def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
+               transform: transforms.Transform, *, has_aux: bool = False,
+               dense: bool = True) -> Callable:
+  """One optimization step, jitted, with donated buffers.
+
+  Args:
+    loss_fn: `(effective params, *args) -> loss`, or `(loss, aux)` with `has_aux`. Mutable
+      collections (batch statistics, NNX's rest) and keys go in as args and come back in aux.
+    tx: the optimizer of the latents.
+    transform: any transform.
+    has_aux: whether the loss returns aux.
+    dense: as in `value_and_grad`.
+
+  Returns:
+    `step(train_state, *args) -> (train_state, loss, aux)`; aux is None without `has_aux`. The
+    state given in is donated: use the one returned. Inside `jit` or `scan`, where the count is an
+    array, the step is one program that decides with `lax.cond`.
+
+  Example:
+    >>> import jaxsparse as jsp
+    >>> transform, tx = jsp.nm(1, 2), optax.sgd(0.5)
+    >>> ts = jsp.TrainState.create(transform, tx, {'kernel': jnp.array([[1.0], [2.0]])})
+    >>> step = train_step(lambda p: p['kernel'].sum(), tx, transform)
+    >>> ts, loss, _ = step(ts)
+    >>> ts.params['kernel'].tolist(), ts.count
+    ([[1.0], [1.5]], 1)
+  """
+  grad_fn = gradients.value_and_grad(loss_fn, transform, has_aux=has_aux, dense=dense)
+
+  def body(refresh, params, state, opt_state, *args):
+    value, grads, effective_grads = grad_fn(params, state, *args)
+    loss, aux = value if has_aux else (value, None)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    new_state = transform.update(params, state, grads=effective_grads, refresh=refresh)
+    if refresh is not False:
+      params, opt_state = moments.realign(tx, params, opt_state, state, new_state)
+    return params, new_state, opt_state, loss, aux
+
+  compiled = jax.jit(body, static_argnums=0, donate_argnums=(1, 2, 3))
+
+  def step(train_state: TrainState, *args):
+    params, state, opt_state, count = train_state
+    if isinstance(count, int):
+      run, refresh = compiled, bool(transform.spec.due(count))
+    else:
+      run, refresh = body, None
+    params, state, opt_state, loss, aux = run(refresh, params, state, opt_state, *args)
+    return TrainState(params, state, opt_state, count + 1), loss, aux
+
+  # For who wants to look at the programs: `step.compiled.lower(refresh, *args)`.
+  step.compiled = compiled
+  return step

@@ -1,0 +1,47 @@
+"""The package and its extras; no logic."""
+
+import pathlib
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_DEMO = ['matplotlib>=3.8', 'rich>=13', 'scikit-learn>=1.4']
+_NOTEBOOKS = ['ipykernel>=6', 'jupytext>=1.16', 'nbmake>=1.5']
+_TEST = [
+  *_DEMO,
+  *_NOTEBOOKS,
+  'dm-haiku>=0.0.13',
+  'equinox>=0.11.10',
+  'hypothesis>=6.100',
+  'pytest>=8.2',
+  'pytest-xdist>=3.6',
+  'ruff>=0.11',
+]
+
+setuptools.setup(
+  name='jaxsparse',
+  version='0.1.0',
+  description='Model compression for JAX: prune, quantize, factorize and share any weight.',
+  long_description=(_ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['jaxsparse', 'jaxsparse.*']),
+  package_data={'jaxsparse.reports': ['report.css', 'report.js']},
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py>=2.1',
+    'chex>=0.1.90',
+    'flax>=0.12',
+    'jax>=0.10',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.20',
+  ],
+  extras_require={
+    'demo': _DEMO,
+    'notebooks': [*_DEMO, *_NOTEBOOKS],
+    'test': _TEST,
+    'dev': [*_TEST, 'pre-commit>=3.7'],
+    'tpu': ['jax[tpu]>=0.10'],
+    'cuda': ['jax[cuda13]>=0.10'],
+  },
+)

@@ -1,0 +1,35 @@
+"""Strictness for every test: CPU with 8 host devices, no silent rank promotion, fixed examples.
+
+Set before jax is first imported, because the number of devices and the platform are read once.
+"""
+
+import os
+import pathlib
+import sys
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+# A cache shared between runs would hide a recompilation, and between workers be a race.
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+_DEVICES = '--xla_force_host_platform_device_count=8'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'.strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+import jaxsparse  # noqa: E402, F401  the installed one, found before the root joins the path
+
+# experiments and launch are no part of the wheel: they are found in the repository, last.
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.extend(path for path in [str(_ROOT)] if path not in sys.path)
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+hypothesis.settings.register_profile(
+  'strict',
+  deadline=None,
+  derandomize=True,
+  database=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('strict')
