@@ -43,7 +43,7 @@ class Cnn(linen.Module):
     x = linen.relu(linen.Conv(16, (3, 3), name='stem')(x))
     x = linen.relu(linen.Conv(32, (3, 3), name='conv')(x))
     x = linen.avg_pool(x, (2, 2), strides=(2, 2))
-    x = linen.relu(linen.Dense(64, name='hidden')(x.reshape(len(x), -1)))
+    x = linen.relu(linen.Dense(128, name='hidden')(x.reshape(len(x), -1)))
     return linen.Dense(10, name='head')(x)
 
 

@@ -52,7 +52,8 @@ class NMArray(formats.SparseFormat):
     rows, outputs = self.layout.matrix_shape[-2:]
     batch = self.layout.matrix_shape[:-2]
     positions = self.positions.unpack().reshape(*batch, rows // self.m, self.n, 1, outputs)
-    return positions == jnp.arange(self.m, dtype=positions.dtype)[:, None]
+    shape = (*positions.shape[:-2], self.m, outputs)
+    return positions == jax.lax.broadcasted_iota(positions.dtype, shape, positions.ndim - 2)
 
   def dense_matrix(self):
     values = packed.unpacked(self.values)

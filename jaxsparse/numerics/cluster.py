@@ -5,6 +5,8 @@ section 3.2, found it best). No sort and no reshape of the weight: assignment is
 over k midpoints, and distinct values are counted by k masked minima.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,7 @@ def assign(x: jax.Array, centroids: jax.Array) -> jax.Array:
   return jnp.where(nearer, above, below)
 
 
+@functools.partial(jax.jit, static_argnames=('k', 'iterations'))
 def k_means(x: jax.Array, k: int, *, iterations: int = 25) -> jax.Array:
   """Ascending centroids `[k]` of the values of `x`; the values themselves when k or fewer differ.
 

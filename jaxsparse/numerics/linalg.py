@@ -1,9 +1,12 @@
 """Factorizations of matrices `[..., R, O]`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 
+@functools.partial(jax.jit, static_argnames='rank')
 def truncated_svd(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   """The best approximation `u @ v` of `rank`, the singular values shared evenly.
 

@@ -1,5 +1,7 @@
 """Absmax scales of a matrix, per tensor, output channel or group along the reduction axis."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 GRANULARITIES = ('tensor', 'channel', 'group')
 
 
+@functools.partial(jax.jit, static_argnames=('limit', 'granularity', 'group'))
 def absmax(w: jax.Array, limit: float, *, granularity: str, group: int | None = None) -> jax.Array:
   """The scale that maps the largest magnitude of each cell to `limit`; 1 where all are zero.
 

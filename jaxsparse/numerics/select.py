@@ -5,6 +5,7 @@ counting passes: no sort buffer, one scalar all-reduce a pass under sharding, an
 the weight. Ties go to the lowest row-major index, by a second bisection over indices.
 """
 
+import functools
 import math
 
 import jax
@@ -74,6 +75,8 @@ def top_k_masks(scores: list[jax.Array], k) -> list[jax.Array]:
   return _select(scores, k, None)
 
 
+# Compiled by shape, so that calls outside jit do not compile anew.
+@functools.partial(jax.jit, static_argnames='axes')
 def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[jax.Array]:
   """`axes` None pools all entries of all arrays; otherwise there is one array, and its slices."""
   slice_axes = [tuple(range(s.ndim)) if axes is None else axes for s in scores]
@@ -116,6 +119,7 @@ def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[ja
   return [mask & (k > 0) for mask in chosen]
 
 
+@functools.partial(jax.jit, static_argnames='m')
 def n_of_m_mask(scores: jax.Array, n: int, m: int) -> jax.Array:
   """True for the `n` largest of every `m` consecutive rows; ties keep the lower row.
 

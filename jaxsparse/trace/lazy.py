@@ -54,7 +54,7 @@ def _units(eqn, packed, source, values):
 def _element(eqn, packed, source, values):
   # One element of a stack: a slice of length one along the leading batch axis.
   old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-  leads = source.positions == tuple(range(len(old))) and 0 in packed.layout.batch
+  leads = source.positions and source.positions[0] == 0 and 0 in packed.layout.batch
   if not leads or new != (1, *old[1:]):
     return None
   start = values[1] if eqn.primitive.name == 'dynamic_slice' else eqn.params['start_indices'][0]

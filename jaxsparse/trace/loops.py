@@ -57,7 +57,8 @@ def _scan(eqn, values, how, place, evaluate):
       reverse=params['reverse'], unroll=params['unroll'])
   if params['length']:
     # What every step sees is certain to have been seen.
-    merged = {k: seen._replace(flag=shared[k].flag and seen.flag) for k, seen in merged.items()}
+    merged = {key: seen if shared[key].flag is not None else seen._replace(flag=None)
+              for key, seen in merged.items()}
   outer = {(name, scans[:-1]): _whole(seen) for (name, scans), seen in stacked.items()}
   return [*_weave(carry, fixed, still), *ys], tracked.join(merged, outer, how.merge)
 

@@ -158,7 +158,8 @@ def _patches(contraction, x):
   names = spec._replace(out_spec=last)
   patches = jax.lax.conv_general_dilated_patches(
       x, spatial, params['window_strides'], params['padding'], params['lhs_dilation'],
-      params['rhs_dilation'], dimension_numbers=names, precision='highest')
+      params['rhs_dilation'], dimension_numbers=names,
+      precision=jax.lax.Precision.HIGHEST)
   features = params['feature_group_count']
   channels = x.shape[spec.lhs_spec[1]] // features
   rows = patches.reshape(-1, features, channels, *spatial)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -21,25 +22,32 @@ def normal(*shape, seed=0):
 
 class DispatchTest(parameterized.TestCase):
 
+  @parameterized.named_parameters((model, model) for model in models.ALL)
+  def test_models_run_on_mixed_formats_as_on_dense_weights(self, model):
+    self._check(model, *stored.MAKERS.values())
+
+  @pytest.mark.slow
   @parameterized.named_parameters(
       (f'{model}_{make}', model, make) for model, make in itertools.product(
           models.ALL, stored.MAKERS))
-  def test_models_run_on_formats_as_on_dense_weights(self, model, make):
+  def test_models_run_on_each_format_as_on_dense_weights(self, model, make):
+    self._check(model, stored.MAKERS[make])
+
+  def _check(self, model, *makers):
     fn, params, x = models.ALL[model]()
-    packed = stored.pack(params, trace.axes_of(fn, params, x), stored.MAKERS[make])
-    self.assertTrue(any(map(formats.is_format, jax.tree.leaves(packed, is_leaf=formats.is_format))))
-    if model == 'equinox_net':
-      arrays, rest = _partition(packed)
-      fn_, fn = fn, lambda p, x: fn_(_combine(p, rest), x)
-      packed = arrays
-    stored.compare(trace.dispatch(fn), fn, packed, x)
+    packed = stored.pack(params, trace.axes_of(fn, params, x), *makers)
+    kept, rest = stored.arrays_of(packed)
+    self.assertTrue(any(map(formats.is_format, kept)))
+    run = lambda wrap: lambda p, x: wrap(fn)(stored.with_arrays(p, rest), x)
+    stored.compare(run(trace.dispatch), run(lambda f: f), kept, x)
 
   def test_dense_weights_are_left_alone(self):
     fn, params, x = models.bare()
     np.testing.assert_array_equal(trace.dispatch(fn)(params, x), fn(params, x))
 
   @parameterized.named_parameters(
-      ('reshape', lambda p, x: x @ p['w'].reshape(8, 4)),
+      ('reshape', lambda p, x: jnp.einsum(
+          'bij,ijo->bo', x.reshape(3, 2, 4), p['w'].reshape(2, 4, 4))),
       ('elementwise', lambda p, x: x @ (p['w'] * 2)),
       ('scan over the reduction', lambda p, x: jax.lax.scan(
           lambda c, row: (c + row, None), jnp.zeros(4), p['w'])[0]),
@@ -192,18 +200,6 @@ class DispatchTest(parameterized.TestCase):
     packed = {'w': stored.int8(normal(8, 4))}
     out = trace.dispatch(lambda p, x: x @ p['w'])(packed, jnp.zeros((0, 8)))
     self.assertEqual(out.shape, (0, 4))
-
-
-def _partition(model):
-  leaves, treedef = jax.tree.flatten(model, is_leaf=formats.is_format)
-  keep = [formats.is_format(x) or hasattr(x, 'dtype') for x in leaves]
-  arrays = [x if k else None for x, k in zip(leaves, keep)]
-  return arrays, (treedef, [None if k else x for x, k in zip(leaves, keep)])
-
-
-def _combine(arrays, rest):
-  treedef, others = rest
-  return treedef.unflatten([o if a is None else a for a, o in zip(arrays, others)])
 
 
 if __name__ == '__main__':

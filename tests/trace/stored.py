@@ -1,5 +1,7 @@
 """One maker for each format: `(w, axes) -> format` whose dense array is near, not equal to, `w`."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +93,27 @@ MAKERS = {make.__name__: make for make in (
     int8, int4_group, two_four, blocks, bits, factors, clusters, sparse_int8)}
 
 
-def pack(params, axes, make):
-  """The tree with every weight named in `axes` stored by `make`."""
+def pack(params, axes, *makers):
+  """The tree with every weight named in `axes` stored, by the makers in turn."""
   leaves, rebuild = names.named_leaves(params)
-  return rebuild([make(leaf.value, axes[leaf.name]) if leaf.name in axes else leaf.value
+  turn = itertools.cycle(makers)
+  return rebuild([next(turn)(leaf.value, axes[leaf.name]) if leaf.name in axes else leaf.value
                   for leaf in leaves])
+
+
+def arrays_of(tree):
+  """Arrays and formats of a tree, and the rest of it: Equinox keeps functions among its leaves."""
+  leaves, treedef = jax.tree.flatten(tree, is_leaf=formats.is_format)
+  keep = [formats.is_format(x) or hasattr(x, 'dtype') for x in leaves]
+  return ([x for x, k in zip(leaves, keep) if k],
+          (treedef, [None if k else x for x, k in zip(leaves, keep)], keep))
+
+
+def with_arrays(arrays, rest):
+  """The inverse of `arrays_of`."""
+  treedef, others, keep = rest
+  arrays = iter(arrays)
+  return treedef.unflatten([next(arrays) if k else x for x, k in zip(others, keep)])
 
 
 def compare(dispatched, fn, packed, *args, rtol=1e-5):

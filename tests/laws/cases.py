@@ -1,0 +1,97 @@
+"""The table of the conformance suite: every public transform, and the trees it is tried on.
+
+Transforms are read off the rooms' TRANSFORMS lists, so a re-export is what puts a method under the
+laws. Arguments without a default are guessed from their names; one that cannot be is a line in
+`ARGUMENTS`.
+"""
+
+import inspect
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsparse as jsp
+from jaxsparse import lowrank
+from jaxsparse import quantization
+from jaxsparse import sharing
+from jaxsparse.sparsity import TRANSFORMS as PRUNING
+
+FACTORIES = (*PRUNING, *quantization.TRANSFORMS, *lowrank.TRANSFORMS, *sharing.TRANSFORMS)
+
+GUESSES = {'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
+           'k': '16', 'group': '5'}
+
+# Further spelled forms of a word, beside the guessed one.
+ARGUMENTS = {
+    'magnitude': ['magnitude(linear(0.75, end=2, every=1))', 'magnitude(0.5, pattern=block(2, 1))',
+                  'magnitude(0.5, pattern=channel())', 'magnitude(0.5, distribution=pooled)',
+                  'magnitude(0.5, distribution=erk)'],
+    'rigl': ['rigl(0.5, every=1, end=10)'],
+    'fake_quantize': ["fake_quantize('int4', granularity='group', group=3)",
+                      "fake_quantize('int8', granularity='tensor')"],
+    'low_rank': ['low_rank(0.5)'],
+    'lora': ['lora(4, base=nf4(group=4))', 'lora(4, base=nm(2, 4))'],
+}
+
+
+def guess(factory) -> str:
+  """The spelled call of a factory, arguments without default guessed from their names."""
+  needed = [p.name for p in inspect.signature(factory).parameters.values()
+            if p.default is p.empty]
+  return f'{factory.__name__}({", ".join(GUESSES[name] for name in needed)})'
+
+
+def spelled() -> list[str]:
+  """Every public transform, spelled."""
+  return [text for factory in FACTORIES
+          for text in [guess(factory), *ARGUMENTS.get(factory.__name__, [])]]
+
+
+SPELLED = spelled()
+
+# name -> shape; rows divide by four, so that 2:4 fits.
+TREES = {
+    'matrix': {'dense/kernel': (8, 12), 'dense/bias': (12,)},
+    'one column': {'dense/kernel': (4, 1)},
+    'experts': {'experts/kernel': (3, 8, 4), 'head/kernel': (8, 4)},
+    'convolution': {'conv/kernel': (2, 2, 4, 6), 'conv/bias': (6,)},
+    'attention': {'query/kernel': (8, 2, 4), 'out/kernel': (2, 4, 8), 'scale': (8,)},
+    'nothing to select': {'dense/bias': (12,), 'steps': ()},
+}
+FILLS = ('normal', 'zeros', 'ties', 'constant')
+
+
+def make_tree(shapes, fill: str, dtype: str, seed: int = 0):
+  """A nested dict of arrays; `steps` is an integer."""
+  rng = np.random.default_rng(seed)
+  tree: dict = {}
+  for name, shape in shapes.items():
+    value = {'normal': rng.normal(size=shape), 'zeros': np.zeros(shape), 'constant': np.ones(shape),
+             'ties': rng.integers(-2, 3, size=shape) / 2}[fill]
+    *path, last = name.split('/')
+    node = tree
+    for part in path:
+      node = node.setdefault(part, {})
+    node[last] = jnp.asarray(value, 'int32' if name == 'steps' else dtype)
+  return tree
+
+
+@st.composite
+def trees(draw, names=tuple(TREES)):
+  """A tree of any kind, fill and dtype."""
+  shapes = TREES[draw(st.sampled_from(names))]
+  return make_tree(shapes, draw(st.sampled_from(FILLS)),
+                   draw(st.sampled_from(['float32', 'bfloat16'])), draw(st.integers(0, 3)))
+
+
+def effective(transform: jsp.Transform, params):
+  """What the model would see right after init."""
+  return jsp.densify(transform.apply(*transform.init(params)))
+
+
+def gradients_like(tree, seed: int = 0):
+  """A tree of random gradients."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), tree)
