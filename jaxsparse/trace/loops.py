@@ -50,7 +50,8 @@ def _scan(eqn, values, how, place, evaluate):
   def step(state, xs):
     carry, so_far = state
     carry, ys, stacked, found = body(carry, xs)
-    return (carry, tracked.join(so_far, found, how.merge)), (ys, stacked)
+    so_far = tracked.flagged(tracked.join(so_far, found, how.merge))
+    return (carry, so_far), (ys, stacked)
 
   (carry, merged), (ys, stacked) = jax.lax.scan(
       step, (carry, tracked.unseen(shared)), xs, length=params['length'],
@@ -90,11 +91,11 @@ def _while(eqn, values, how, place, evaluate):
   def step(state):
     carry, so_far, _ = state
     carry, found = body(carry)
-    so_far = tracked.join(so_far, found, how.merge)
+    so_far = tracked.flagged(tracked.join(so_far, found, how.merge))
     if not tested:
       return carry, so_far, None
     go, found = test(carry)
-    return carry, tracked.join(so_far, found, how.merge), go
+    return carry, tracked.flagged(tracked.join(so_far, found, how.merge)), go
 
   if not tested:
     start = carry, tracked.unseen(shared), None

@@ -122,17 +122,22 @@ def _dot_rows(contraction, x):
   groups, shape = contraction.origin.groups, contraction.shape
   contracted, batched = contraction.params['dimension_numbers']
   own, other = contraction.operand, contraction.input
-  pairs = [(groups[w], a) for w, a in zip(batched[own], batched[other])]
-  batch = sorted((g, a) for g, a in pairs if g)
-  reduced = sorted((groups[w], w, a) for w, a in zip(contracted[own], contracted[other]))
-  taken = {a for _, a in batch} | {a for _, _, a in reduced}
-  free = [a for a in range(x.ndim) if a not in taken]
-  reduced = [a for _, _, a in reduced]
-  rows = x.transpose([*(a for _, a in batch), *free, *reduced])
-  sizes = {n: shape[n] for g, _ in batch for n in g}
-  rows = rows.reshape(*sizes.values(), math.prod(x.shape[a] for a in free),
-                      math.prod(x.shape[a] for a in reduced))
-  return _spread(contraction, rows, tuple(sizes))
+  # Each axis of x, as the natural axes of the weight that it meets.
+  meets = {a: ('batch', groups[w], w) for w, a in zip(batched[own], batched[other]) if groups[w]}
+  meets |= {a: ('reduced', groups[w], w) for w, a in zip(contracted[own], contracted[other])}
+  parts, sizes = [], []
+  for a, size in enumerate(x.shape):
+    role, group, w = meets.get(a, ('free', (), 0))
+    natural = group if len(group) > 1 else (group or (-1,))
+    parts += [(role, n, w) for n in natural]
+    sizes += [shape[n] for n in group] if len(group) > 1 else [size]
+  of = lambda role: sorted((i for i, p in enumerate(parts) if p[0] == role),
+                           key=lambda i: (parts[i][1], parts[i][2], i))
+  batch, free, reduced = of('batch'), of('free'), of('reduced')
+  rows = x.reshape(sizes).transpose([*batch, *free, *reduced])
+  count = lambda places: math.prod(sizes[i] for i in places)
+  rows = rows.reshape(*(sizes[i] for i in batch), count(free), count(reduced))
+  return _spread(contraction, rows, tuple(parts[i][1] for i in batch))
 
 
 def _spread(contraction, rows, present):
@@ -150,7 +155,7 @@ def _spread(contraction, rows, present):
 def _patches(contraction, x):
   params, groups = contraction.params, contraction.origin.groups
   spec = params['dimension_numbers']
-  if params['batch_group_count'] != 1:
+  if params['batch_group_count'] != 1 or any(len(groups[a]) > 1 for a in spec.rhs_spec[1:]):
     return None
   spatial = [contraction.operand_shape[a] for a in spec.rhs_spec[2:]]
   # Channels last; each output position holds its patch in (channel, *spatial) order.

@@ -137,7 +137,10 @@ def _slice(source, params, old, new):
 
 
 def _reshape(source, params, old, new):
-  if params.get('dimensions') is not None or math.prod(old) == 0:
+  if params['dimensions'] is not None:
+    source = _transpose(source, {'permutation': params['dimensions']}, old, None)
+    old = [old[a] for a in params['dimensions']]
+  if math.prod(old) == 0:
     return source._replace(groups=((),) * len(new), lost=True)
   if tuple(old) == tuple(new):
     return source

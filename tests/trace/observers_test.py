@@ -150,8 +150,7 @@ class GramTest(parameterized.TestCase):
   def test_experts(self):
     x, w = normal(3, 5, 6), normal(3, 6, 4)
     for fn in (lambda p, x: jax.vmap(jnp.matmul)(x, p['w']),
-               lambda p, x: jnp.einsum('ebi,eio->bei' + 'o'[:0], x, p['w']) if False else
-               jnp.einsum('ebi,eio->boe', x, p['w'])):
+               lambda p, x: jnp.einsum('ebi,eio->boe', x, p['w'])):
       close(observe(fn, {'w': w}, x)['w'], gram_of(x))
     last = lambda p, x: jnp.einsum('ebi,ioe->boe', x, p['w'])
     close(observe(last, {'w': w.transpose(1, 2, 0)}, x)['w'], gram_of(x))
@@ -253,10 +252,12 @@ class GramTest(parameterized.TestCase):
 
   def test_packed_weights_give_the_same_statistics(self):
     w, x = normal(8, 4), normal(5, 8)
-    fn = lambda p, x: jnp.tanh(x @ p['w']) @ p['w'].T
-    packed = {'w': stored.int8(w)}
-    close(observe(fn, packed, x)['w'] if False else trace.calibrate(
-        lambda p, x: x @ p['w'], packed, [x], trace.gram)['w'], gram_of(x))
+    for make in stored.MAKERS.values():
+      packed = {'w': make(w)}
+      fn = lambda p, x: jnp.tanh(x @ p['w']) @ p['v']
+      stats = observe(fn, packed | {'v': normal(4, 4)}, x)
+      close(stats['w'], gram_of(x))
+      close(stats['v'], gram_of(jnp.tanh(x @ packed['w'].todense())))
 
 
 class OtherObserversTest(parameterized.TestCase):
@@ -291,7 +292,7 @@ class OtherObserversTest(parameterized.TestCase):
         x, p['w'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     self.assertEqual(float(observe(conv, {'w': normal(3, 3, 3, 2)}, x, observer=trace.range_)[
         'w'].low), float(x.min()))
-    layers = lambda p, x: jax.lax.scan(lambda c, w: (c + 1 + 0 * c @ w, None), x, p['w'])[0]
+    layers = lambda p, x: jax.lax.scan(lambda c, w: (c + 1 + 0 * (c @ w), None), x, p['w'])[0]
     stats = observe(layers, {'w': normal(3, 6, 6)}, normal(2, 6), observer=trace.range_)
     np.testing.assert_allclose(stats['w'].low, normal(2, 6).min() + np.arange(3), rtol=1e-6)
 
