@@ -26,8 +26,8 @@ class Entry(NamedTuple):
   """What is static about one weight of a state."""
 
   layout: roles.Layout
-  latents_shape: tuple[int, ...] | None   # None where latents are not one array
-  superseded: bool = False                # a later stage of the chain took the weight over
+  latents: str               # what stands in the weight's place: an array's shape, or a type
+  superseded: bool = False   # a later stage of the chain took the weight over
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +120,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
                               grads=_by_key(grads, layouts), **extra)(matrices)
     latents = {k: from_matrices(x, layouts[k]) for k, x in latents.items()}
     states = {k: from_matrices(x, layouts[k]) for k, x in states.items()}
-    entries = tuple((k, Entry(layouts[k], getattr(latents[k], 'shape', None))) for k in layouts)
+    entries = tuple((k, Entry(layouts[k], _kind(latents[k]))) for k in layouts)
     state = WeightsState(jnp.zeros([], jnp.int32), states, entries)
     return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
 
@@ -191,11 +191,15 @@ def _check_match(found, entries, leaves):
     raise ValueError(f'The params do not match the state: {", ".join(missing)} not found; '
                      f'the tree has {", ".join(there) or "no leaves"}.')
   for key, entry in entries.items():
-    shape = getattr(found[key], 'shape', None)
-    if entry.latents_shape is not None and shape != entry.latents_shape:
-      shown = type(found[key]).__name__ if shape is None else f'shape {tuple(shape)}'
-      raise ValueError(f'{names.name_of(key)}: the params do not match the state: found {shown}, '
-                       f'expected shape {tuple(entry.latents_shape)}.')
+    if _kind(found[key]) != entry.latents:
+      raise ValueError(f'{names.name_of(key)}: the params do not match the state: found '
+                       f'{_kind(found[key])}, expected {entry.latents}.')
+
+
+def _kind(latents) -> str:
+  if names.is_latents(latents) or not hasattr(latents, 'shape'):
+    return type(latents).__name__
+  return f'an array of shape {tuple(latents.shape)}'
 
 
 def init_selected(transform, params, hit, extra):

@@ -1,7 +1,8 @@
 """Reports: what was measured, drawn and written so that a reader can check it.
 
 `Record` holds one run's figures; `write_jsonl` and `write_directory` write files whole or not at
-all; `pareto_front`, `pareto_png`, `show_table` and `html_page` compare runs; `show_progress` tells how far one is.
+all; `pareto_front`, `pareto_png`, `show_table` and `html_page` compare runs;
+`show_progress` tells how far one is.
 """
 
 from jaxsparse.reports.html import page as html_page

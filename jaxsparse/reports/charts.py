@@ -24,7 +24,8 @@ def svg(records: Sequence[records_lib.Record], axis: pareto.Axis, *, anchor: str
   cost = lambda r: getattr(r, axis.field)
   shown = [i for i, r in enumerate(records) if cost(r) is not None and r.accuracy is not None]
   if not shown:
-    return f'<p class="missing">No run has both an accuracy and a figure for {html.escape(axis.title)}.</p>'
+    missing = f'No run has both an accuracy and a figure for {axis.title}.'
+    return f'<p class="missing">{html.escape(missing)}</p>'
   log = axis.unit != '×'
   costs = [cost(records[i]) for i in shown]
   x_ticks = ticks.logarithmic(costs) if log else ticks.linear([*costs, 1.0])
@@ -83,7 +84,8 @@ def _frame(axis, x_ticks, y_ticks, x_of, y_of):
     y = y_of(tick)
     parts.append(
       f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-      f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{ticks.text(tick, "")}</text>'
+      f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+      f'{ticks.text(tick, "")}</text>'
     )
   for tick in x_ticks:
     x = x_of(tick)

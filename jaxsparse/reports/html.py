@@ -1,4 +1,4 @@
-"""The comparison as one self-contained page: opens from disk, fetches nothing, runs only its own script.
+"""The comparison as one self-contained page that opens from disk and fetches nothing.
 
 The page forbids everything by its content security policy and allows its one style sheet and one
 script by their hashes; whatever a record says is escaped.
@@ -111,10 +111,10 @@ def page(
 <footer>
 <h2>Where the numbers come from</h2>
 <dl class="facts">{facts}</dl>
-<p>Every accuracy is computed by the packed model, not by a simulation of it. Stored bytes are the bytes of
-its arrays. Ideal FLOPs skip every zero and use every factor; executed FLOPs are what this backend ran.
-Latency is the median of runs interleaved with the dense model's. Models this small fit in cache, so here
-latency mostly shows the price of unpacking.</p>
+<p>Every accuracy is computed by the packed model, not by a simulation of it. Stored bytes are
+the bytes of its arrays. FLOPs are those of products and convolutions: ideal ones skip every zero
+and use every factor, executed ones are what this backend ran. Latency is the median of runs
+interleaved with the dense model's.</p>
 <p class="save"><button type="button" id="save">Save results.jsonl</button></p>
 </footer>
 </main>
@@ -131,10 +131,12 @@ def _model(model, runs, n, description, pictures):
   base = table.baseline(runs)
   fronts = {axis.field: set(pareto.record_front(runs, axis.field)) for axis in pareto.AXES}
   figures = ''.join(
-    f'<figure><figcaption>{escape(axis.title)}</figcaption>{charts.svg(runs, axis, anchor=anchor)}</figure>'
+    f'<figure><figcaption>{escape(axis.title)}</figcaption>'
+    f'{charts.svg(runs, axis, anchor=anchor)}</figure>'
     for axis in pareto.AXES
   )
-  heads = ''.join(_head(c.title, c.hint, c.wide) for c in _COLUMNS)
+  heads = _head('#', 'Number in the charts', False) + _head('Compression', '', False)
+  heads += ''.join(_head(c.title, c.hint, c.wide) for c in _COLUMNS)
   rows = ''.join(_row(run, i, anchor, runs, base, fronts) for i, run in enumerate(runs))
   return f"""<section aria-labelledby="{anchor}">
 <h2 id="{anchor}">{escape(model)}</h2>
@@ -144,8 +146,7 @@ def _model(model, runs, n, description, pictures):
 <p class="legend"><span class="key front"></span>on the front: nothing is cheaper and as accurate
 <span class="key beaten"></span>beaten <span class="key dense"></span>dense</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Runs of {escape(model)}">
-<table class="runs"><thead><tr>{_head('#', 'Number in the charts', False)}{_head('Compression', '', False)}{heads}
-</tr></thead><tbody>{rows}</tbody></table></div>
+<table class="runs"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>
 {_gallery(model, runs, anchor, pictures)}
 <h3>Run by run</h3>
 {''.join(_details(run, i, anchor, base) for i, run in enumerate(runs))}
@@ -197,7 +198,8 @@ def _row(run, i, anchor, runs, base, fronts):
   kind = ' class="base"' if run.baseline else ''
   return (
     f'<tr data-run="{anchor}-{i}"{kind}><td data-value="{i}">{i}</td>'
-    f'<th scope="row" data-value="{escape(run.label)}"><a href="#{anchor}-{i}">{escape(run.label)}</a>'
+    f'<th scope="row" data-value="{escape(run.label)}">'
+    f'<a href="#{anchor}-{i}">{escape(run.label)}</a>'
     f'<code>{escape(run.transform)}</code></th>{cells}</tr>'
   )
 
@@ -221,10 +223,11 @@ def _cell(run, column, i, runs, base, fronts):
   top = max(getattr(r, field) or 0 for r in runs) or 1
   bar = (
     f'<svg class="bar" viewBox="0 0 100 3" preserveAspectRatio="none" aria-hidden="true">'
-    f'<rect width="100" height="3"/><rect class="fill" width="{100 * value / top:.1f}" height="3"/></svg>'
+    f'<rect width="100" height="3"/>'
+    f'<rect class="fill" width="{100 * value / top:.1f}" height="3"/></svg>'
   )
-  star = ' best' if i in fronts.get(field, ()) else ''
-  return f'<td class="cost{star}{" wide" if column.wide else ""}" data-value="{value}">{text} {small}{bar}</td>'
+  kind = 'cost' + ' best' * (i in fronts.get(field, ())) + ' wide' * column.wide
+  return f'<td class="{kind}" data-value="{value}">{text} {small}{bar}</td>'
 
 
 def _gallery(model, runs, anchor, pictures):
@@ -233,9 +236,11 @@ def _gallery(model, runs, anchor, pictures):
     return ''
   number = {run.label: i for i, run in enumerate(runs)}
   figures = ''.join(
-    f'<figure><a href="#{anchor}-{number[p.label]}"><img alt="{escape(p.label)}, {escape(_what(p))}" '
-    f'src="{pictures_lib.data_uri(p.values)}" width="{p.values.shape[1]}" height="{p.values.shape[0]}"></a>'
-    f'<figcaption><b>{number[p.label]}</b> {escape(p.label)}<small>{escape(_what(p))}</small></figcaption></figure>'
+    f'<figure><a href="#{anchor}-{number[p.label]}">'
+    f'<img alt="{escape(p.label)}, {escape(_what(p))}" src="{pictures_lib.data_uri(p.values)}" '
+    f'width="{p.values.shape[1]}" height="{p.values.shape[0]}"></a>'
+    f'<figcaption><b>{number[p.label]}</b> {escape(p.label)}'
+    f'<small>{escape(_what(p))}</small></figcaption></figure>'
     for p in shown
   )
   names = ', '.join(sorted({p.name for p in shown}))
@@ -254,13 +259,16 @@ def _what(picture):
 
 
 def _details(run, i, anchor, base):
+  cost = lambda field, unit: (
+    f'{pareto.quantity(getattr(run, field), unit)} ({table.ratio(run, base, field)})'
+  )
   facts = {
     'Transform': run.transform,
     'Seed': str(run.seed),
     'Accuracy': f'{table.percent(run.accuracy)} ({table.points(run, base)} points)',
-    'Stored': f'{pareto.quantity(run.size_bytes, "B")} ({table.ratio(run, base, "size_bytes")})',
-    'Ideal': f'{pareto.quantity(run.flops_ideal, "FLOP")} ({table.ratio(run, base, "flops_ideal")})',
-    'Executed': f'{pareto.quantity(run.flops_executed, "FLOP")} ({table.ratio(run, base, "flops_executed")})',
+    'Stored': cost('size_bytes', 'B'),
+    'Ideal': cost('flops_ideal', 'FLOP'),
+    'Executed': cost('flops_executed', 'FLOP'),
     'Latency': pareto.quantity(run.latency_ratio, '×'),
     'Zeros': table.percent(run.sparsity),
     'Training': '–' if run.train_seconds is None else f'{run.train_seconds:.1f} s',
@@ -280,12 +288,14 @@ def _weights(weights):
     return ''
   rows = ''.join(
     f'<tr><th scope="row"><code>{escape(str(w.get("name", "")))}</code></th>'
-    f'<td>{escape("×".join(str(d) for d in w.get("shape", ())))}</td><td>{escape(str(w.get("format", "")))}</td>'
+    f'<td>{escape("×".join(str(d) for d in w.get("shape", ())))}</td>'
+    f'<td>{escape(str(w.get("format", "")))}</td>'
     f'<td>{escape(pareto.quantity(w.get("size_bytes"), "B"))}</td></tr>'
     for w in weights
   )
   return (
-    '<div class="scroll" tabindex="0" role="region" aria-label="Weights"><table class="weights"><thead><tr>'
+    '<div class="scroll" tabindex="0" role="region" aria-label="Weights">'
+    '<table class="weights"><thead><tr>'
     '<th scope="col">Weight</th><th scope="col">Shape</th><th scope="col">Stored as</th>'
     f'<th scope="col">Bytes</th></tr></thead><tbody>{rows}</tbody></table></div>'
   )

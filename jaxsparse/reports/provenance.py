@@ -26,7 +26,7 @@ def provenance(command: str, **more: str) -> dict[str, str]:
   versions += [f'{name} {version}' for name in names if (version := _version(name))]
   return {
     'Command': command,
-    'Date': f'{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC',
+    'Date': f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',
     'Machine': f'{platform.machine()}, {os.cpu_count()} cores, jax on {device.platform}{kind}',
     'Versions': ', '.join(versions),
   } | {key.replace('_', ' ').capitalize(): value for key, value in more.items()}

@@ -2,9 +2,9 @@
 
 import base64
 import hashlib
-from html import parser
 import json
 import re
+from html import parser
 
 import numpy as np
 import pytest
@@ -54,12 +54,26 @@ def _runs():
   weights = [{'name': _EVIL, 'shape': [2, 3], 'format': _EVIL, 'size_bytes': 24}]
   return [
     reports.Record(
-      model=_EVIL, label='dense', transform='identity()', baseline=True, accuracy=0.99,
-      size_bytes=1000, flops_ideal=1e6, flops_executed=1e6, latency_ratio=1.0,
+      model=_EVIL,
+      label='dense',
+      transform='identity()',
+      baseline=True,
+      accuracy=0.99,
+      size_bytes=1000,
+      flops_ideal=1e6,
+      flops_executed=1e6,
+      latency_ratio=1.0,
     ),
     reports.Record(
-      model=_EVIL, label=_EVIL, transform=_EVIL, accuracy=0.98, size_bytes=100, flops_ideal=1e5,
-      flops_executed=1e6, latency_ratio=float('nan'), sparsity=0.9,
+      model=_EVIL,
+      label=_EVIL,
+      transform=_EVIL,
+      accuracy=0.98,
+      size_bytes=100,
+      flops_ideal=1e5,
+      flops_executed=1e6,
+      latency_ratio=float('nan'),
+      sparsity=0.9,
       details={_EVIL: _EVIL, 'weights': weights},
     ),
     reports.Record(model='empty', label='failed', transform='t', reasons={'accuracy': _EVIL}),
@@ -68,7 +82,11 @@ def _runs():
 
 def _page(runs=None):
   return reports.html_page(
-    runs or _runs(), title=_EVIL, summary=_EVIL, provenance={_EVIL: _EVIL}, models={_EVIL: _EVIL},
+    runs or _runs(),
+    title=_EVIL,
+    summary=_EVIL,
+    provenance={_EVIL: _EVIL},
+    models={_EVIL: _EVIL},
     pictures=[reports.Picture(_EVIL, _EVIL, _EVIL, np.eye(3, dtype=bool))],
   )
 
@@ -77,13 +95,17 @@ def test_what_a_record_says_stays_text():
   found = _parsed(_page())
   assert sum(tag == 'script' for tag, _ in found.tags) == 2
   assert not [a for _, attrs in found.tags for a in attrs if a.startswith('on') or a == 'style']
-  assert all(attrs['src'].startswith('data:image/png;base64,') for t, attrs in found.tags if t == 'img')
+  assert all(
+    attrs['src'].startswith('data:image/png;base64,') for t, attrs in found.tags if t == 'img'
+  )
 
 
 def test_nothing_is_fetched_and_only_its_own_script_runs():
   page = _page()
   found = _parsed(page)
-  policy = next(a['content'] for _, a in found.tags if a.get('http-equiv') == 'Content-Security-Policy')
+  policy = next(
+    a['content'] for _, a in found.tags if a.get('http-equiv') == 'Content-Security-Policy'
+  )
   assert policy.startswith("default-src 'none'")
   assert 'unsafe' not in policy
   for kind, text in (('style', found.raw['style'][0]), ('script', found.raw['script'][1])):

@@ -1,8 +1,8 @@
 """Fronts against the definition, and the pictures of them."""
 
 import hypothesis
-from hypothesis import strategies as st
 import pytest
+from hypothesis import strategies as st
 
 from jaxsparse import reports
 from jaxsparse.reports import pareto

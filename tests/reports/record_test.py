@@ -3,8 +3,8 @@
 import json
 import os
 
-from absl.testing import parameterized
 import pytest
+from absl.testing import parameterized
 
 from jaxsparse import reports
 
@@ -14,7 +14,6 @@ def _record(**fields):
 
 
 class RecordTest(parameterized.TestCase):
-
   @parameterized.parameters(float('nan'), float('inf'), float('-inf'))
   def test_a_figure_that_is_no_number_becomes_null_with_a_reason(self, value):
     line = reports.to_json(_record(accuracy=value, details={'loss': [1.0, value]}))
@@ -92,7 +91,7 @@ def test_a_directory_appears_whole(tmp_path):
 
 
 def test_a_directory_that_fails_half_way_is_not_there(tmp_path):
-  with pytest.raises(AttributeError):
+  with pytest.raises(TypeError):
     reports.write_directory(tmp_path / 'one', {'a': 'text', 'b': None})
   assert not list(tmp_path.iterdir())
 
