@@ -69,15 +69,16 @@ class Transformer(nnx.Module):
   def __init__(self, *, width=48, heads=4, rngs):
     self.embed = nnx.Linear(8, width, rngs=rngs)
     self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 8, width)))
-    self.first = Block(width, heads, rngs=rngs)
-    self.second = Block(width, heads, rngs=rngs)
+    # A stack of blocks is one block with a leading axis: compiled once, compressed block by block.
+    self.blocks = nnx.vmap(lambda rngs: Block(width, heads, rngs=rngs))(rngs.fork(split=2))
     self.norm = nnx.LayerNorm(width, rngs=rngs)
     self.head = nnx.Linear(width, 10, rngs=rngs)
 
   def __call__(self, images):
     """Maps `[batch, 8, 8]` to logits `[batch, 10]`."""
     x = self.embed(images) + self.position[...]
-    return self.head(self.norm(self.second(self.first(x))).mean(1))
+    x = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
+    return self.head(self.norm(x).mean(1))
 
 
 def cnn(seed: int) -> Model:
@@ -101,8 +102,8 @@ def transformer(seed: int) -> Model:
     params=params,
     apply=lambda params, images: nnx.merge(graph, params, rest)(images),
     every='(.*/)?kernel',
-    inner='(first|second)/.*/?kernel',
-    portrait='second/mlp_in/kernel',
+    inner='blocks/.*kernel',
+    portrait='blocks/mlp_in/kernel',
     about='Flax NNX. A token a row of pixels, two pre-norm blocks 48 wide with four heads, a head.',
   )
 

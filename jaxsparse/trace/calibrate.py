@@ -50,9 +50,7 @@ def calibrate(apply_fn: Callable, params: Any, batches: Iterable,
 
   @jax.jit
   def merge(a, b):
-    return {key: seen for (key, _), seen in tracked.join(
-        {(k, ()): s for k, s in a.items()}, {(k, ()): s for k, s in b.items()},
-        observer.merge).items()}
+    return tracked.join(a, b, observer.merge)
 
   total = None
   for batch in batches:

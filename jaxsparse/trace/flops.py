@@ -133,11 +133,13 @@ def _cost(contraction, packed) -> WeightFlops:
 
 def _multiplied_as_stored(contraction, packed) -> bool:
   """Whether the stored form reaches the product and is multiplied there."""
-  if len(contraction.origin.kept) + len(contraction.origin.scanned) != packed.ndim - len(
-      contraction.origin.cut):
+  source = contraction.origin
+  gone = [n for n in range(packed.ndim) if n not in source.kept]
+  # Leading batch axes that a scan or an index took off; a slice of any other axis is dense.
+  if gone != list(range(len(gone))) or not {*source.cut} <= {*gone}:
     return False
-  for axis, _ in contraction.origin.scanned:
-    if axis != 0 or 0 not in packed.layout.batch:
+  for _ in gone:
+    if 0 not in packed.layout.batch:
       return False
     one = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
     packed = jax.tree.map(one, packed).drop_leading()

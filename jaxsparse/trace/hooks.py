@@ -91,7 +91,8 @@ def add(a: Any, b: Any) -> Any:
 
 def _by_name(found, merge):
   merged = {}
-  for (name, _), seen in found.items():
+  for key, seen in found.items():
+    name = key.name
     if name in merged:
       shapes = [[x.shape for x in jax.tree.leaves(s.value)] for s in (merged[name], seen)]
       if shapes[0] != shapes[1]:

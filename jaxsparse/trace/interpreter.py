@@ -1,7 +1,7 @@
 """Running a jaxpr while following weights: every contraction of a weight is given to a hook.
 
-What a hook returns besides the operation's own result is kept as `{(name, scans): Seen}`, where
-`scans` are those that slice the weight: such aux is stacked, any other is merged.
+What a hook returns besides the operation's own result is kept as `{Key: Seen}`: aux of a weight
+that a scan slices is stacked, any other is merged.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxsparse.trace import walk
 
 
 def run(program: jaxprs.Program, how: tracked.Run) -> tuple[Any, dict]:
-  """Runs a program; returns its output and `{(name, scans): Seen}`."""
+  """Runs a program; returns its output and `{Key: Seen}`."""
   inputs = [value if name is None else tracked.Tracked(value, origins.origin(name, value.shape))
             for name, value in zip(program.names, program.values)]
   outs, found = evaluate(program.jaxpr, program.consts, inputs, how, contractions.Place())
@@ -85,7 +85,7 @@ def _contract(eqn, values, contraction, how):
     raise ValueError(f'The hook returned shape {y.shape} for the {contraction.kind} with '
                      f'{contraction.name!r}; return {out.shape}, as contraction.compute does.')
   y = y if y.dtype == out.dtype else y.astype(out.dtype)
-  key = (contraction.name, contraction.origin.scanned)
+  key = tracked.Key(contraction.name, contraction.origin.scanned)
   return [y], {} if aux is None else {key: tracked.Seen(None, aux)}
 
 

@@ -60,8 +60,8 @@ def _scan(eqn, values, how, place, evaluate):
     # What every step sees is certain to have been seen.
     merged = {key: seen if shared[key].flag is not None else seen._replace(flag=None)
               for key, seen in merged.items()}
-  outer = {(name, scans[:-1]): _whole(seen) for (name, scans), seen in stacked.items()}
-  return [*_weave(carry, fixed, still), *ys], tracked.join(merged, outer, how.merge)
+  outer = {_stacked(key): _whole(seen) for key, seen in stacked.items()}
+  return [*_weave(carry, fixed, still), *ys], merged | outer
 
 
 def _while(eqn, values, how, place, evaluate):
@@ -159,9 +159,13 @@ def _sliceable(value: Any, atom: Any, how: tracked.Run) -> Any:
   return tracked.Tracked(tracked.plain(value, atom), value.origin)
 
 
-def _sliced_by(key, place) -> bool:
-  _, scans = key
-  return bool(scans) and scans[-1][1] == place.site
+def _sliced_by(key: tracked.Key, place) -> bool:
+  return bool(key.scans) and key.scans[-1][1] == place.site
+
+
+def _stacked(key: tracked.Key) -> tracked.Key:
+  (axis, _), rest = key.scans[-1], key.scans[:-1]
+  return key._replace(scans=rest, stacked=(axis, *key.stacked))
 
 
 def _whole(seen: tracked.Seen) -> tracked.Seen:

@@ -32,6 +32,20 @@ class Tracked:
     return formats.is_format(self.value)
 
 
+class Key(NamedTuple):
+  """Which aux belongs together.
+
+  Attributes:
+    name: of the weight.
+    scans: `(natural axis, site)` of the scans around that slice the weight, outermost first.
+    stacked: natural axes of the scans left behind, which stacked the aux, outermost first.
+  """
+
+  name: str
+  scans: tuple[tuple[int, str], ...]
+  stacked: tuple[int, ...] = ()
+
+
 class Seen(NamedTuple):
   """An aux, and whether any hook produced it: None for certainly, else a bool array.
 
@@ -88,7 +102,7 @@ def densified(values: list, atoms: list, operation: str, how: Run) -> list:
 
 
 def join(a: dict, b: dict, merge: Callable) -> dict:
-  """Merges two collections of aux, `{(name, scans): Seen}`."""
+  """Merges two collections of aux, `{Key: Seen}`."""
   return a | b | {key: combine(a[key], b[key], merge) for key in a if key in b}
 
 

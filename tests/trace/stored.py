@@ -20,9 +20,13 @@ from jaxsparse.numerics import grids
 from jaxsparse.numerics import scales
 
 
+def layout_of(w, axes=None):
+  """The layout of an array, by default with its last two axes for a matrix."""
+  return roles_of_axes.Layout(w.shape, w.dtype, axes or roles_of_axes.default_axes(w.ndim))
+
+
 def _matrix(w, axes):
-  axes = axes or roles_of_axes.default_axes(w.ndim)
-  layout = roles_of_axes.Layout(w.shape, w.dtype, axes)
+  layout = layout_of(w, axes)
   return layout.to_matrix(w), layout
 
 
