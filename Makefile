@@ -29,19 +29,19 @@ $(VENV)/created:
 	  || { echo 'jaxsparse needs Python 3.11 or newer, and $(PYTHON) is older or does not start' >&2; exit 1; }
 	@echo 'Creating $(VENV) with $(PYTHON)'
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
-	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
 	@touch $@
 
 # Tests and demo run on what ships: the wheel, never the source tree.
 $(VENV)/wheel: $(SOURCES) | $(VENV)/created
 	@rm -rf build jaxsparse.egg-info
-	@$(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
-	@$(PIP) install --quiet --no-deps --force-reinstall build/wheel/jaxsparse-*.whl
+	@$(PIP) wheel -qq --no-deps --wheel-dir build/wheel .
+	@$(PIP) install -qq --no-deps --force-reinstall build/wheel/jaxsparse-*.whl
 	@touch $@
 
 $(VENV)/extra-%: setup.py | $(VENV)/wheel
 	@echo 'Installing jaxsparse[$*]'
-	@$(PIP) install --quiet "$$(ls build/wheel/jaxsparse-*.whl)[$*]"
+	@$(PIP) install -qq "$$(ls build/wheel/jaxsparse-*.whl)[$*]"
 	@touch $@
 
 demo: $(VENV)/wheel $(VENV)/extra-demo

@@ -63,7 +63,7 @@ class Config:
   models: tuple[str, ...]
   compressions: tuple[Compression, ...]
   batch_size: int = 64
-  latency_rounds: int = 40
+  latency_rounds: int = 30
   seed: int = 0
 
   def __post_init__(self):
@@ -73,6 +73,8 @@ class Config:
     for name in ('batch_size', 'latency_rounds'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}.')
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f'seed must be at least 0 and less than 2**31, got {self.seed}.')
 
   @property
   def tasks(self) -> int:
@@ -249,7 +251,7 @@ def compress(model, compression, dense, digits, *, config, progress=lambda step:
   masks = {name: np.asarray(mask) for name, mask in jsp.masks(state).items()}
   return Packed(
     compression=compression,
-    spelled=jsp.spell(transform),
+    spelled=spelled,
     params=transform.pack(latents, state),
     masks=masks,
     sparsity=float(jsp.sparsity(state)) if masks else None,

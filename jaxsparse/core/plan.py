@@ -1,14 +1,18 @@
 """What a transform will do to each weight, before it does it."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from jaxsparse.core import masks
 from jaxsparse.core import names
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
+from jaxsparse.formats import bitmask
 from jaxsparse.formats import format as formats
 
 
@@ -23,7 +27,7 @@ class Row(NamedTuple):
     sparsity: the final fraction of zeros; None where nothing prunes it.
     kept: the entries left at that sparsity, of `size`; None where nothing prunes it.
     size_bytes: of the dense weight.
-    packed_bytes: at the final sparsity; None where only the masks can tell.
+    packed_bytes: at the final sparsity; None where a method keeps its masks to itself.
   """
 
   name: str
@@ -50,7 +54,7 @@ class Plan(tuple):
 
 
 def plan(transform: transforms.Transform, params: Any, **extra) -> Plan:
-  """One row a leaf: what will be done to it, its target and its bytes. Allocates nothing.
+  """One row a leaf: what will be done to it, its target and its bytes. Allocates masks alone.
 
   Args:
     transform: any transform.
@@ -74,26 +78,34 @@ def plan(transform: transforms.Transform, params: Any, **extra) -> Plan:
   abstract = jax.eval_shape(lambda p: p, params)
   latents, state = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)
   done: dict[str, list] = {}
-  _collect(transform, state, done)
+  state = _finish(transform, state, done)
   packed = _packed_bytes(transform, latents, state)
   leaves, _ = names.named_leaves(abstract)
   return Plan(_row(leaf, _of(leaf, done), packed.get(leaf.key)) for leaf in leaves)
 
 
-def _collect(transform, state, done):
-  """Appends (scheme, layout, target sparsity) to `done[key]` for each stage that took a weight."""
+def _finish(transform, state, done):
+  """The state with the masks that schedules end with.
+
+  Appends (scheme, layout, kept) to `done[key]` for each stage that takes a weight.
+  """
   spelling, parts = transform.spec.spelling, transform.spec.parts
   if isinstance(spelling, spell.Call) and spelling.name == 'at':
-    return _collect(parts[0], state, done)
+    return _finish(parts[0], state, done)
   if parts and isinstance(state, tuple) and len(parts) == len(state):
-    for part, s in zip(parts, state):
-      _collect(part, s, done)
-  elif isinstance(state, weights.WeightsState):
-    layouts = {key: entry.layout for key, entry in state.entries}
-    targets = transform.spec.targets(layouts) if transform.spec.targets else {}
-    for key, layout in layouts.items():
-      scheme = transforms.spell_or(transform, 'made by hand')
-      done.setdefault(key, []).append((scheme, layout, targets.get(key)))
+    return tuple(_finish(part, s, done) for part, s in zip(parts, state))
+  if not isinstance(state, weights.WeightsState):
+    return state
+  layouts = {key: entry.layout for key, entry in state.entries}
+  final = transform.spec.final_masks(layouts) if transform.spec.final_masks else {}
+  final = {key: np.asarray(mask) for key, mask in final.items()}
+  for key, layout in layouts.items():
+    scheme = transforms.spell_or(transform, 'made by hand')
+    kept = int(final[key].sum()) if key in final else None
+    done.setdefault(key, []).append((scheme, layout, kept))
+  new = {key: masks.MaskState(layouts[key].from_matrix(final[key])) if key in final else value
+         for key, value in state.weights.items()}
+  return dataclasses.replace(state, weights=new)
 
 
 def _of(leaf, done):
@@ -104,9 +116,18 @@ def _of(leaf, done):
 
 
 def _packed_bytes(transform, latents, state):
+  # Masks are concrete, as they decide the shapes of bitmasks and blocks; all else is abstract.
+  leaves, treedef = jax.tree.flatten(state)
+  is_abstract = [isinstance(x, jax.ShapeDtypeStruct) for x in leaves]
+
+  def pack(latents, inputs):
+    inputs = iter(inputs)
+    merged = [next(inputs) if a else x for a, x in zip(is_abstract, leaves)]
+    return transform.pack(latents, treedef.unflatten(merged))
+
   try:
-    packed = jax.eval_shape(transform.pack, latents, state)
-  except ValueError:   # shapes that masks decide: bitmasks and blocks
+    packed = jax.eval_shape(pack, latents, [x for a, x in zip(is_abstract, leaves) if a])
+  except bitmask.TracedMaskError:   # a mask inside another method's state, such as LoRA's base
     return {}
   return {leaf.key: formats.nbytes(leaf.value) for leaf in names.named_leaves(packed)[0]}
 
@@ -118,9 +139,9 @@ def _row(leaf, stages, packed_bytes) -> Row:
   if not stages:
     return Row(leaf.name, shape, None, f'dense: {_reason(leaf)}', None, None, size_bytes,
                size_bytes)
-  sparsities = [s for _, layout, s in stages if s is not None and layout.shape == shape]
-  sparsity = max(sparsities) if sparsities else None
-  kept = None if sparsity is None else math.prod(shape) - round(math.prod(shape) * sparsity)
+  counts = [n for _, layout, n in stages if n is not None and layout.shape == shape]
+  kept = min(counts) if counts else None
+  sparsity = None if kept is None else 1 - kept / math.prod(shape)
   return Row(leaf.name, shape, stages[-1][1].axes, ' | '.join(s for s, *_ in stages),
              sparsity, kept, size_bytes, packed_bytes)
 

@@ -14,6 +14,14 @@ from jaxsparse.numerics import axes
 from jaxsparse.numerics import packing
 
 
+class TracedMaskError(ValueError):
+  """A mask decides the shape of what it packs to, so it must be concrete: pack outside jit."""
+
+  def __init__(self):
+    super().__init__('Masks are packed outside jit: what they keep decides the shape of the '
+                     'result, and this mask is traced.')
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['values', 'bits'],
                    meta_fields=['layout'])
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +46,10 @@ class BitmaskArray(formats.SparseFormat):
     The number kept shapes the result, so `mask` must be concrete: call outside `jit`.
 
     Raises:
-      ValueError: `mask` is traced.
+      TracedMaskError: a ValueError; `mask` is traced.
     """
     if isinstance(mask, jax.core.Tracer):
-      raise ValueError('A bitmask is packed outside jit: the number of kept values is its shape.')
+      raise TracedMaskError
     batch = mask.shape[:-2]
     flat = np.asarray(mask).reshape(*batch, -1)
     kept = int(flat.sum(-1).max(initial=0))
@@ -53,6 +61,10 @@ class BitmaskArray(formats.SparseFormat):
     rows = self.layout.matrix_shape[-2]
     return packing.unpack(self.bits, 1, rows).astype(bool)
 
+  def _kept(self) -> int:
+    stored = self.values
+    return stored.rows if isinstance(stored, packed.PackedInts) else stored.shape[-2]
+
   def dense_matrix(self):
     values, mask = packed.unpacked(self.values)[..., 0], self._mask()
     if not values.shape[-1]:
@@ -63,15 +75,16 @@ class BitmaskArray(formats.SparseFormat):
     return dense.reshape(mask.shape).astype(self.dtype)
 
   def multiply_adds(self, rows):
-    values = self.values.rows if isinstance(self.values, packed.PackedInts) else (
-        self.values.shape[-2])
     matrices = self.size // max(np.prod(self.layout.matrix_shape[-2:], dtype=int), 1)
-    return formats.Cost(rows * self.size, rows * int(values * matrices))
+    return formats.Cost(rows * self.size, rows * int(self._kept() * matrices))
 
   def map_values(self, f):
     dense, mask = f(self.dense_matrix()), self._mask()
-    layout = self.layout.astype(dense.dtype)
-    return BitmaskArray.from_mask(dense, mask, layout)
+    flat = mask.reshape(*mask.shape[:-2], -1)
+    order = jnp.argsort(~flat, axis=-1, stable=True)[..., :self._kept()]
+    values = jnp.take_along_axis(jnp.where(mask, dense, 0).reshape(flat.shape), order, axis=-1)
+    return dataclasses.replace(self, values=values[..., None],
+                               layout=self.layout.astype(dense.dtype))
 
   def with_bits(self, bits):
     return dataclasses.replace(self, values=packed.PackedInts.pack(self.values, bits, signed=True))

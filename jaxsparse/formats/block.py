@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.formats import bitmask
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import packed
 from jaxsparse.numerics import axes
@@ -47,10 +48,10 @@ class BlockArray(formats.SparseFormat):
     """Stores the blocks of `matrix` `[*batch, R, O]` in which `mask` has a True.
 
     Raises:
-      ValueError: `mask` is traced: the fullest panel shapes the result.
+      TracedMaskError: a ValueError; `mask` is traced.
     """
     if isinstance(mask, jax.core.Tracer):
-      raise ValueError('Blocks are packed outside jit: the fullest panel shapes the result.')
+      raise bitmask.TracedMaskError
     bk, bn = block
     r, o = matrix.shape[-2:]
     batch = matrix.shape[:-2]
@@ -121,14 +122,22 @@ class BlockArray(formats.SparseFormat):
     return self.data.shape
 
   def map_values(self, f):
-    dense = f(self.dense_matrix())
-    mask = self._block_mask()
-    return BlockArray.from_mask(dense, mask, self.layout.astype(dense.dtype), self.block)
-
-  def _block_mask(self):
-    ones = dataclasses.replace(self, data=jnp.ones(self._stored_shape(), jnp.float32),
-                               layout=self.layout.astype(jnp.float32))
-    return ones.dense_matrix() > 0
+    if len(self.layout.matrix_shape) > 2:
+      inner = lambda x: x.drop_leading().map_values(f).data
+      data = jax.vmap(inner)(_batch_first(self))
+    else:
+      (bk, bn), (nk, nn) = self.block, self._grid()
+      dense = f(self.dense_matrix())
+      r, o = dense.shape
+      blocks = jnp.pad(dense, ((0, nk * bk - r), (0, nn * bn - o)))
+      blocks = blocks.reshape(nk, bk, nn, bn).transpose(0, 2, 1, 3)
+      slot = jax.lax.broadcasted_iota(jnp.int32, self.rows.shape, 1)
+      # Rows ascend, so a row block 0 after the first slot is padding.
+      real = (self.rows > 0) | (slot == 0)
+      columns = jnp.broadcast_to(self.columns[:, None], self.rows.shape)
+      data = jnp.where(real[..., None, None], blocks[self.rows, jnp.minimum(columns, nn - 1)], 0)
+      data = data.reshape(*self.rows.shape[:-1], self.rows.shape[-1] * bk, bn)
+    return dataclasses.replace(self, data=data, layout=self.layout.astype(data.dtype))
 
   def with_bits(self, bits):
     return dataclasses.replace(self, data=packed.PackedInts.pack(self.data, bits, signed=True))

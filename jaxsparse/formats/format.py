@@ -188,6 +188,7 @@ def take(w: Any, ids: jax.Array) -> jax.Array:
 
   A format may define `take`, to read only the rows asked for; others are densified.
   """
+  ids = jnp.asarray(ids, jnp.int32)   # a byte cannot hold the bound it is clipped to
   own = getattr(w, 'take', None) if is_format(w) else None
   out = None if own is None else own(ids)
   return jnp.take(densify(w), ids, axis=0, mode='clip') if out is None else out

@@ -48,7 +48,7 @@ class LowRankArray(formats.Format):
       return x @ self.dense_matrix().astype(dtype)
     return (x @ u) @ v
 
-  def convolve(self, x, *, dimension_numbers, feature_group_count=1, batch_group_count=1,
+  def convolve(self, x, *, dimension_numbers=None, feature_group_count=1, batch_group_count=1,
                rhs_dilation=None, **params):
     """A convolution into `rank` channels, then a 1 x 1 one; None where that is not the layout."""
     names = jax.lax.conv_dimension_numbers(x.shape, self.shape, dimension_numbers)
@@ -68,10 +68,11 @@ class LowRankArray(formats.Format):
         x, u, dimension_numbers=names, rhs_dilation=rhs_dilation, **params)
     point = [1] * self.ndim
     point[out_axis], point[names.rhs_spec[1]] = self.shape[out_axis], rank
-    v = axes.Layout(tuple(point), dtype, roles).from_matrix(self.v.astype(dtype))
+    v = axes.Layout(tuple(point), dtype, roles).from_matrix(self.v.astype(hidden.dtype))
     still = {k: p for k, p in params.items() if k in ('precision', 'preferred_element_type')}
     return jax.lax.conv_general_dilated(
-        hidden, v, (1,) * (self.ndim - 2), 'VALID', dimension_numbers=names, **still)
+        hidden, v, (1,) * (self.ndim - 2), 'VALID',
+        dimension_numbers=names._replace(lhs_spec=names.out_spec), **still)
 
   def take(self, ids):
     """Rows of an embedding table; None when axis 0 is not the reduction axis."""

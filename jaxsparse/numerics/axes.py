@@ -74,7 +74,7 @@ class Layout:
   def to_matrix(self, w):
     """`w` of `shape` as `[*batch, R, O]`; no copy for a weight that is a matrix already."""
     if self.order != tuple(range(len(self.shape))):
-      w = jnp.transpose(w, self.order)
+      w = w.transpose(self.order)   # the array's own method: numpy arrays stay numpy's
     return w if w.shape == self.matrix_shape else w.reshape(self.matrix_shape)
 
   def from_matrix(self, m):
@@ -83,7 +83,7 @@ class Layout:
     m = m if m.shape == permuted else m.reshape(permuted)
     if self.order == tuple(range(len(self.shape))):
       return m
-    return jnp.transpose(m, tuple(int(a) for a in np.argsort(self.order)))
+    return m.transpose(tuple(int(a) for a in np.argsort(self.order)))
 
   def drop_leading(self) -> 'Layout':
     """The layout of one slice along axis 0, as a `scan` body sees it.

@@ -59,7 +59,7 @@ def parse(text: str) -> transforms.Transform:
   try:
     tree = ast.parse(text.strip(), mode='eval').body
     made = _build(tree, text)
-  except (SyntaxError, RecursionError, MemoryError) as error:
+  except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
     raise ValueError(f'{_short(text)} is not a spelled transform: {error}.') from error
   if not isinstance(made, transforms.Transform):
     raise ValueError(f'{_short(text)} does not spell a transform; expected a call such as '

@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
+from jaxsparse.reports import labels
 from jaxsparse.reports import pareto
 from jaxsparse.reports import record as records_lib
 from jaxsparse.reports import ticks
@@ -37,7 +38,10 @@ def svg(records: Sequence[records_lib.Record], axis: pareto.Axis, *, anchor: str
   spots = {i: (x_of(cost(records[i])), y_of(100 * records[i].accuracy)) for i in shown}
   on_front = pareto.record_front(records, axis.field)
   parts = [_frame(axis, x_ticks, y_ticks, x_of, y_of), _front_line([spots[i] for i in on_front])]
-  places = _label_places(spots)
+  # Pixels of a page grow downwards.
+  upwards = {i: (x, -y) for i, (x, y) in spots.items()}
+  bounds = (_LEFT, _BOTTOM - _HEIGHT + 4, _WIDTH - 6, 4 - _TOP)
+  places = labels.places(upwards, distance=13, bounds=bounds)
   # The front is drawn last, so that what it beats never hides it.
   for i in sorted(shown, key=lambda i: (i in on_front, records[i].baseline)):
     kind = 'dense' if records[i].baseline else 'front' if i in on_front else 'beaten'
@@ -65,7 +69,7 @@ def _point(record, axis, i, kind, spot, place, anchor):
     f'<a href="#{anchor}-{i}" class="point {kind}" data-run="{anchor}-{i}" '
     f'aria-label="{html.escape(text)}"><title>{html.escape(text)}</title>'
     f'<circle class="halo" cx="{x:.1f}" cy="{y:.1f}" r="11"/>{mark}'
-    f'<text x="{place[0]:.1f}" y="{place[1] + 3.5:.1f}" text-anchor="middle">{i}</text></a>'
+    f'<text x="{place[0]:.1f}" y="{3.5 - place[1]:.1f}" text-anchor="middle">{i}</text></a>'
   )
 
 
@@ -109,26 +113,3 @@ def _scale(values, ticks, start, stop, log):
   low, high = warp(min([*values, *ticks])), warp(max([*values, *ticks]))
   span = (high - low) or 1.0
   return lambda value: start + (stop - start) * (warp(value) - low) / span
-
-
-def _label_places(spots):
-  """Puts each label on the side of its point where it meets the fewest points and labels."""
-  places = {}
-  sides = [
-    (math.cos(a), math.sin(a))
-    for a in (-0.8, -math.pi / 2, 0, 0.8, math.pi / 2, 2.3, math.pi, -2.3)
-  ]
-  for i in sorted(spots, key=lambda i: spots[i]):
-    x, y = spots[i]
-    others = [spots[j] for j in spots if j != i] + list(places.values())
-
-    def crowding(side, x=x, y=y, others=others):
-      at_x, at_y = x + 13 * side[0], y + 13 * side[1]
-      outside = not (_LEFT < at_x < _WIDTH - 6 and _TOP - 4 < at_y < _HEIGHT - _BOTTOM - 2)
-      return 10 * outside + sum(
-        max(0.0, 15 - math.hypot(at_x - ox, at_y - oy)) for ox, oy in others
-      )
-
-    best = min(sides, key=crowding)
-    places[i] = (x + 13 * best[0], y + 13 * best[1])
-  return places

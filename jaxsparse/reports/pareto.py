@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxsparse.reports import labels
 from jaxsparse.reports import record as records_lib
 from jaxsparse.reports import ticks
 
@@ -101,9 +102,10 @@ def png(records: Sequence[records_lib.Record], *, title: str) -> bytes:
   from matplotlib.figure import Figure
 
   models = by_model([records_lib.finite(record) for record in records])
-  figure = Figure(figsize=(13, 0.6 + 4.3 * len(models)), layout='constrained', facecolor='white')
+  figure = Figure(figsize=(13, 0.6 + 4.3 * len(models)), dpi=120, layout='constrained')
   backend_agg.FigureCanvasAgg(figure)
   figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+  drawn = []
   figure.suptitle(title, x=0.012, ha='left', fontsize=14, fontweight='bold', color=_INK)
   for band, (model, runs) in zip(
     np.atleast_1d(figure.subfigures(len(models), 1, hspace=0.04)), models.items()
@@ -111,12 +113,16 @@ def png(records: Sequence[records_lib.Record], *, title: str) -> bytes:
     band.suptitle(model, x=0.012, ha='left', fontsize=11, fontweight='bold', color=_INK)
     row = band.subplots(1, len(AXES))
     for panel, axis in zip(row, AXES):
-      _draw(panel, runs, axis)
+      points, on_front = _draw(panel, runs, axis)
+      drawn.append((panel, points, {i for i, r in enumerate(runs) if r.baseline or i in on_front}))
     row[0].set_ylabel('accuracy, %', fontsize=9, color=_SOFT)
     key = '     '.join(f'{i}\u2002{run.label}' for i, run in enumerate(runs))
     band.supxlabel(key, x=0.012, ha='left', fontsize=8.5, color=_SOFT, wrap=True)
+  figure.draw_without_rendering()
+  for panel, points, strong in drawn:
+    _number(panel, points, strong)
   buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=120)
+  figure.savefig(buffer, format='png')
   return buffer.getvalue()
 
 
@@ -145,15 +151,6 @@ def _draw(panel, runs, axis):
       linewidth=1.4,
       zorder=3 if strong else 2,
     )
-    panel.annotate(
-      str(i),
-      (cost, accuracy),
-      xytext=(5, 4),
-      textcoords='offset points',
-      fontsize=8,
-      color=_INK if strong else _SOFT,
-      zorder=4,
-    )
   costs = [cost for cost, _ in points.values()]
   if axis.unit != '×' and costs:
     panel.set_xscale('log')
@@ -168,3 +165,25 @@ def _draw(panel, runs, axis):
   panel.set_axisbelow(True)
   panel.spines[['top', 'right']].set_visible(False)
   panel.spines[['left', 'bottom']].set_color('#c9d1d9')
+  return points, on_front
+
+
+def _number(panel, points, strong):
+  """Numbers beside the points; last, for only a finished layout has pixels."""
+  spots = {i: tuple(panel.transData.transform(point)) for i, point in points.items()}
+  frame = panel.get_window_extent()
+  bounds = (frame.x0, frame.y0, frame.x1 + 12, frame.y1 + 12)
+  places = labels.places(spots, distance=18, bounds=bounds)
+  for i, place in places.items():
+    offset = [(b - a) * 72 / panel.figure.dpi for a, b in zip(spots[i], place)]
+    panel.annotate(
+      str(i),
+      points[i],
+      xytext=offset,
+      textcoords='offset points',
+      fontsize=8,
+      ha='center',
+      va='center',
+      color=_INK if i in strong else _SOFT,
+      zorder=4,
+    )

@@ -58,6 +58,7 @@ def clustered(k: int = 16) -> transforms.Transform:
   if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= 256:
     raise ValueError(f'k must be an integer from 2 to 256, got {k!r}.')
 
+  @jax.jit
   def fit(matrix):
     x = matrix.astype(jnp.float32)
     pruned = (x == 0).any() & (x != 0).any()

@@ -45,6 +45,16 @@ def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
           for key, n in units.items()}
 
 
+def final_masks(pattern: patterns.Pattern, schedule: schedules.Schedule,
+                distribution: Callable) -> Callable:
+  """What `Spec.final_masks` asks for: the mask of an all-equal weight when the schedule is over."""
+  def masks_of(layouts):
+    tables = kept_table(layouts, pattern, schedule, distribution)
+    return {k: pattern.mask(jnp.zeros(layout.matrix_shape), int(tables[k][-1]))
+            for k, layout in layouts.items()}
+  return masks_of
+
+
 def apply_mask(w: jax.Array, state: masks.MaskState) -> jax.Array:
   """`where`, not multiply: a NaN must not survive a zero in the mask."""
   return jnp.where(state.mask, w, 0)

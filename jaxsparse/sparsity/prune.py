@@ -45,8 +45,8 @@ def prune(criterion: Callable, *, schedule, pattern: patterns.Pattern | None = N
     >>> jsp.masks(state)['kernel'].tolist()
     [[True, False]]
   """
-  return _prune(criterion, schedules.as_schedule(schedule), pattern or patterns.unstructured(),
-                distribution, None)
+  return _prune(criterion, schedules.as_schedule(schedule),
+                patterns.unstructured() if pattern is None else pattern, distribution, None)
 
 
 def magnitude(sparsity, *, pattern: patterns.Pattern | None = None,
@@ -70,7 +70,7 @@ def magnitude(sparsity, *, pattern: patterns.Pattern | None = None,
     [[0.0, -2.0]]
   """
   return _prune(criteria.magnitude, schedules.as_schedule(sparsity),
-                pattern or patterns.unstructured(), distribution,
+                patterns.unstructured() if pattern is None else pattern, distribution,
                 spell.call(magnitude, locals()))
 
 
@@ -95,6 +95,11 @@ def nm(n: int, m: int) -> transforms.Transform:
 
 
 def _prune(criterion, schedule, pattern, distribution, spelling):
+  if not isinstance(pattern, patterns.Pattern):
+    raise ValueError(f'pattern must be a pattern such as n_m(2, 4), got {pattern!r}.')
+  if not callable(distribution):
+    raise ValueError(f'distribution must be uniform, erk, pooled or a function like them, got '
+                     f'{distribution!r}.')
   pooled = distribution is distributions.pooled
   if pooled and not pattern.entries:
     raise ValueError('pooled ranks single entries; use it with the unstructured pattern.')
@@ -139,8 +144,6 @@ def _prune(criterion, schedule, pattern, distribution, spelling):
       return renew()
     return jax.lax.cond(schedule.when.due(count), renew, lambda: states)
 
-  def targets(layouts):
-    return distribution(layouts, schedule.final)
-
-  spec = transforms.Spec(spelling, schedule.due, targets=targets)
+  spec = transforms.Spec(spelling, schedule.due, final_masks=masking.final_masks(
+      pattern, schedule, distribution))
   return weights.treewise(init, apply, update, masking.pack_masked(pattern), spec=spec)

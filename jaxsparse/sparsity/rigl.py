@@ -53,6 +53,9 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
                      f'{spell.spell_value(sparsity)}.')
   if not 0 <= alpha <= 1:
     raise ValueError(f'alpha must be in [0, 1], got {alpha!r}.')
+  if not callable(distribution):
+    raise ValueError(f'distribution must be uniform, erk or a function like them, got '
+                     f'{distribution!r}.')
   if distribution is distributions.pooled:
     raise ValueError('rigl draws masks at random, so there is no score to pool; use erk.')
   when = schedules.every(every, every, max(end, every))
@@ -86,8 +89,8 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
       return renew()
     return jax.lax.cond(when.due(count), renew, lambda: states)
 
-  spec = transforms.Spec(spelling, when.due,
-                         targets=lambda layouts: distribution(layouts, schedule.final))
+  spec = transforms.Spec(spelling, when.due, final_masks=masking.final_masks(
+      pattern, schedule, distribution))
   return weights.treewise(init, apply, update, masking.pack_masked(pattern), spec=spec)
 
 

@@ -5,6 +5,7 @@ from jaxsparse.trace.calibrate import calibrate
 from jaxsparse.trace.contraction import Contraction
 from jaxsparse.trace.dispatch import dispatch
 from jaxsparse.trace.flops import Flops
+from jaxsparse.trace.flops import WeightFlops
 from jaxsparse.trace.flops import flops
 from jaxsparse.trace.hooks import hooked
 from jaxsparse.trace.observers import Observer
@@ -16,6 +17,7 @@ from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
-    'Contraction', 'Flops', 'Observer', 'Range', 'axes_of', 'calibrate', 'contractions', 'dispatch',
-    'flops', 'gram', 'hooked', 'input_norm', 'quantize_activations', 'range_',
+    'Contraction', 'Flops', 'Observer', 'Range', 'WeightFlops', 'axes_of', 'calibrate',
+    'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'quantize_activations',
+    'range_',
 ]

@@ -11,6 +11,7 @@ from jaxsparse.formats import format as formats
 from jaxsparse.numerics import axes as roles_of_axes
 from jaxsparse.trace import jaxprs
 from jaxsparse.trace import origins
+from jaxsparse.trace import products
 
 KINDS = {'dot_general': 'dot', 'conv_general_dilated': 'conv', 'ragged_dot_general': 'ragged_dot',
          'ragged_dot': 'ragged_dot', 'gather': 'gather', 'dynamic_slice': 'gather'}
@@ -90,10 +91,8 @@ class Contraction:
       The operation's result.
     """
     if formats.is_format(w):
-      own = _BY_FORMAT[self.primitive.name]
-      out = own(self, x, w) if self.takes(w) else None
-      if out is not None:
-        return out
+      if self.takes(w):
+        return products.RULES[self.primitive.name](self, x, w)
       w = dense(w, self.origin, self.dtype)
     operands = list(self.operands)
     operands[self.operand], operands[self.input] = w, x
@@ -102,11 +101,10 @@ class Contraction:
   def takes(self, w: formats.Format) -> bool:
     """Whether `compute` multiplies by the stored form of `w` rather than by its dense array."""
     places = self.origin.positions
-    if places is None or self.primitive.name not in _BY_FORMAT or len(places) != w.ndim:
+    if places is None or self.primitive.name not in products.RULES or len(places) != w.ndim:
       return False
     if self.kind == 'dot':
-      numbers, _ = _weight_on_the_right(self, places, w)
-      return formats.can_dot(w, numbers)
+      return formats.can_dot(w, products.weight_on_the_right(self, w)[0])
     return self.kind == 'conv' or places == tuple(range(w.ndim))
 
 
@@ -200,72 +198,3 @@ def _row_operand(eqn, sources):
 _OPERAND = {'dot_general': _dot_operand, 'conv_general_dilated': _conv_operand,
             'ragged_dot_general': _ragged_operand, 'ragged_dot': _ragged_operand,
             'gather': _gather_operand, 'dynamic_slice': _row_operand}
-
-
-def _weight_on_the_right(contraction, places, w):
-  """Dimension numbers with the weight second, in the format's axes; and axes to broadcast `x` by.
-
-  A batch axis of the format that the product leaves free (experts that share one input) becomes a
-  batch axis of `x` too, in front.
-  """
-  contracted, batched = contraction.params['dimension_numbers']
-  own, other = contraction.operand, contraction.input
-  here = lambda dims: tuple(places[a] for a in dims)
-  used = {*here(contracted[own]), *here(batched[own])}
-  shared = tuple(a for a in w.layout.batch if a not in used)
-  there = lambda dims: tuple(a + len(shared) for a in dims)
-  numbers = ((there(contracted[other]), here(contracted[own])),
-             ((*there(batched[other]), *range(len(shared))), (*here(batched[own]), *shared)))
-  return numbers, shared
-
-
-def _dot(contraction, x, w):
-  places = contraction.origin.positions
-  numbers, shared = _weight_on_the_right(contraction, places, w)
-  contracted, batched = contraction.params['dimension_numbers']
-  own, other = contraction.operand, contraction.input
-  free = [a for a in range(x.ndim) if a not in (*contracted[other], *batched[other])]
-  x = jnp.broadcast_to(x, (*(w.shape[a] for a in shared), *x.shape))
-  out = formats.dot(x, w, numbers, precision=contraction.params['precision'],
-                    preferred_element_type=contraction.params['preferred_element_type'])
-  # formats.dot gives batch axes, then the free axes of x, then those of w, ascending.
-  taken = {*numbers[0][1], *numbers[1][1]}
-  have = [*(('w', a) for a in numbers[1][1]), *(('x', a) for a in free),
-          *(('w', a) for a in range(w.ndim) if a not in taken)]
-  of_w = [('w', p) for a, p in enumerate(places) if a not in (*contracted[own], *batched[own])]
-  of_x = [('x', a) for a in free]
-  batch = [('w', places[a]) for a in batched[own]]
-  want = [*batch, *(of_w + of_x if own == 0 else of_x + of_w)]
-  return out if want == have else out.transpose([have.index(label) for label in want])
-
-
-_CONV = ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'feature_group_count',
-         'batch_group_count', 'precision', 'preferred_element_type')
-
-
-def _conv(contraction, x, w):
-  places = contraction.origin.positions
-  spec = contraction.params['dimension_numbers']
-  spec = spec._replace(rhs_spec=tuple(places[a] for a in spec.rhs_spec))
-  params = {k: contraction.params[k] for k in _CONV}
-  return formats.convolve(x, w.astype(x.dtype), dimension_numbers=spec, **params)
-
-
-def _take(contraction, x, w):
-  rows = w.shape[0]
-  if contraction.primitive.name == 'dynamic_slice':
-    return formats.take(w, jnp.clip(x, 0, rows - 1)[None]).astype(contraction.dtype)
-  ids = x[..., 0]
-  out = formats.take(w, jnp.clip(ids, 0, rows - 1)).astype(contraction.dtype)
-  fill = contraction.params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP
-  if not fill:
-    return out
-  value = contraction.params['fill_value']
-  if value is None:
-    value = jnp.nan if jnp.issubdtype(out.dtype, jnp.inexact) else jnp.iinfo(out.dtype).min
-  inside = (ids >= 0) & (ids < rows)
-  return jnp.where(inside.reshape(*ids.shape, *(1,) * (w.ndim - 1)), out, value)
-
-
-_BY_FORMAT = {'dot_general': _dot, 'conv_general_dilated': _conv, 'gather': _take,
-              'dynamic_slice': _take}

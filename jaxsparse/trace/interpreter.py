@@ -60,7 +60,7 @@ def _equation(eqn, values, how, place):
     return _contract(eqn, values, found, how)
   if name in loops.RULES:
     return loops.RULES[name](eqn, values, how, place, evaluate)
-  if name in walk.INLINED or name in walk.CUSTOM and _contracts(eqn, sources, place, how):
+  if name in walk.INLINED or (name in walk.CUSTOM and _contracts(eqn, sources, place, how)):
     jaxpr, consts = jaxprs.opened(jaxprs.called(eqn))
     return evaluate(jaxpr, consts, values, how, place)
   outs = lazy.apply(eqn, values)

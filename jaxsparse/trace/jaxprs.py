@@ -143,6 +143,6 @@ def jaxprs_of(eqn: Any) -> list:
 def context(eqn: Any):
   """The name scopes and configuration under which an equation was traced."""
   stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
-  with source_info_util.user_context(eqn.source_info.traceback, name_stack=stack):
-    with eqn.ctx.manager:
-      yield
+  traceback = eqn.source_info.traceback
+  with source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager:
+    yield

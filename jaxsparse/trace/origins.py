@@ -96,8 +96,9 @@ def follow(eqn: Any, sources: list[Origin | None]) -> list[Origin | None]:
 
 
 PRESERVING = frozenset({
-    'convert_element_type', 'copy', 'copy_p', 'device_put', 'layout_constraint', 'mesh_cast', 'name',
-    'pcast', 'pvary', 'reduce_precision', 'reshard', 'sharding_constraint', 'stop_gradient'})
+    'convert_element_type', 'copy', 'copy_p', 'device_put', 'layout_constraint', 'mesh_cast',
+    'name', 'pcast', 'pvary', 'reduce_precision', 'reshard', 'sharding_constraint',
+    'stop_gradient'})
 
 
 def _transpose(source, params, old, new):

@@ -28,6 +28,9 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters('nm(2, 4)', "nm(2, 4) | fake_quantize('int4')", 'lsq(4)',
                             'low_rank(4)', 'clustered(16)', 'lora(4, base=nf4(group=8))',
+                            'magnitude(0.9)', "magnitude(0.8) | fake_quantize('int8')",
+                            'magnitude(0.5, pattern=channel())', 'rigl(0.75, distribution=erk)',
+                            'magnitude(0.5, pattern=block(4, 4))',
                             "rules([('head/kernel', nm(1, 4) | lsq(2)), ('.*', identity())])")
   def test_bytes_are_those_of_the_packed_tree(self, text):
     transform = jsp.parse(text)

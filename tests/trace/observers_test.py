@@ -62,14 +62,14 @@ class GramTest(parameterized.TestCase):
     stats = trace.calibrate(fn, {'w': normal(6, 4)}, list(xs), trace.gram)
     close(stats['w'], 5 * gram_of(xs.reshape(15, 6)))
 
-  def test_order_of_reduction_axes_is_the_weights(self):
+  @parameterized.parameters(
+      ('bijk,ijko->bo', (2, 3, 4, 5), (0, 1, 2)), ('bijk,kjio->bo', (4, 3, 2, 5), (2, 1, 0)),
+      ('bijk,ojik->bo', (5, 3, 2, 4), (1, 0, 2)))
+  def test_order_of_reduction_axes_is_the_weights(self, equation, shape, order):
     x = normal(5, 2, 3, 4)
-    for equation, shape, order in (
-        ('bijk,ijko->bo', (2, 3, 4, 5), (0, 1, 2)), ('bijk,kjio->bo', (4, 3, 2, 5), (2, 1, 0)),
-        ('bijk,ojik->bo', (5, 3, 2, 4), (1, 0, 2))):
-      stats = observe(lambda p, x: jnp.einsum(equation, x, p['w']), {'w': normal(*shape)}, x)
-      rows = x.transpose(0, *(i + 1 for i in order)).reshape(5, 24)
-      close(stats['w'], gram_of(rows))
+    stats = observe(lambda p, x: jnp.einsum(equation, x, p['w']), {'w': normal(*shape)}, x)
+    rows = x.transpose(0, *(i + 1 for i in order)).reshape(5, 24)
+    close(stats['w'], gram_of(rows))
 
   def test_reshaped_weight(self):
     x = normal(5, 12)
@@ -110,22 +110,21 @@ class GramTest(parameterized.TestCase):
     close(stats['params/out/kernel'], gram_of(mixed.reshape(15, 8)), rtol=2e-5)
 
   @parameterized.named_parameters(
-      ('same', (1, 1), 'SAME', ((1, 1), (1, 1)), (1, 1)),
-      ('valid', (1, 1), 'VALID', ((0, 0), (0, 0)), (1, 1)),
-      ('stride', (2, 1), 'VALID', ((0, 0), (0, 0)), (1, 1)),
-      ('padding', (2, 2), ((2, 1), (0, 1)), ((2, 1), (0, 1)), (1, 1)),
-      ('dilation', (1, 1), 'VALID', ((0, 0), (0, 0)), (2, 1)))
-  def test_convolution(self, strides, padding, pads, dilation):
-    x = normal(2, 7, 6, 3)
-    for layout, order in (('HWIO', (0, 1, 2)), ('OIHW', (2, 0, 1)), ('IHWO', (2, 0, 1))):
-      shape = {'H': 3, 'W': 3, 'I': 3, 'O': 4}
-      fn = lambda p, x: jax.lax.conv_general_dilated(
-          x, p['w'], strides, padding, rhs_dilation=dilation,
-          dimension_numbers=('NHWC', layout, 'NHWC'))
-      stats = observe(fn, {'w': normal(*(shape[c] for c in layout))}, x)
-      rows = patches(x, (3, 3), strides, pads, dilation)
-      rows = rows.transpose(0, *(i + 1 for i in order)).reshape(len(rows), -1)
-      close(stats['w'], gram_of(rows))
+      ('same', 'HWIO', (1, 1), 'SAME', ((1, 1), (1, 1)), (1, 1)),
+      ('valid', 'OIHW', (1, 1), 'VALID', ((0, 0), (0, 0)), (1, 1)),
+      ('stride', 'HWIO', (2, 1), 'VALID', ((0, 0), (0, 0)), (1, 1)),
+      ('padding', 'IHWO', (2, 2), ((2, 1), (0, 1)), ((2, 1), (0, 1)), (1, 1)),
+      ('dilation', 'HWIO', (1, 1), 'VALID', ((0, 0), (0, 0)), (2, 1)))
+  def test_convolution(self, layout, strides, padding, pads, dilation):
+    x, shape = normal(2, 7, 6, 3), {'H': 3, 'W': 2, 'I': 3, 'O': 4}
+    pads = ((1, 1), (0, 1)) if padding == 'SAME' else pads
+    fn = lambda p, x: jax.lax.conv_general_dilated(
+        x, p['w'], strides, padding, rhs_dilation=dilation,
+        dimension_numbers=('NHWC', layout, 'NHWC'))
+    stats = observe(fn, {'w': normal(*(shape[c] for c in layout))}, x)
+    rows = patches(x, (3, 2), strides, pads, dilation)
+    order = ['HWI'.index(c) + 1 for c in layout if c != 'O']
+    close(stats['w'], gram_of(rows.transpose(0, *order).reshape(len(rows), -1)))
 
   def test_convolution_reproduces_the_output(self):
     # The rows times the kernel's matrix are the convolution, whatever the input's layout.

@@ -1,0 +1,121 @@
+"""Grids and absmax scales by hand."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from jaxsparse.numerics import grids
+from jaxsparse.numerics import scales
+
+
+class GridTest(parameterized.TestCase):
+
+  @parameterized.parameters((2, True, -1, 1), (2, False, -2, 1), (3, True, -3, 3),
+                            (4, True, -7, 7), (4, False, -8, 7), (8, True, -127, 127),
+                            (8, False, -128, 127))
+  def test_range(self, bits, narrow, low, high):
+    grid = grids.integer(bits, narrow=narrow)
+    self.assertEqual((grid.low, grid.high, grid.limit, grid.zero_code), (low, high, high, 0))
+
+  @parameterized.parameters(1, 9, 0, 2.0, True, '4')
+  def test_bad_bits(self, bits):
+    with self.assertRaisesRegex(ValueError, 'bits must be an integer from 2 to 8'):
+      grids.integer(bits)
+
+  def test_unknown_name(self):
+    with self.assertRaisesRegex(ValueError, "'int9' is not a grid; known: int3, int4, .*nf4"):
+      grids.grid('int9')
+
+  @hypothesis.settings(max_examples=30)
+  @hypothesis.given(halves=st.lists(st.integers(-30, 30), min_size=8, max_size=8),
+                    bits=st.integers(2, 8))
+  def test_encode_is_half_to_even(self, halves, bits):
+    grid = grids.integer(bits)
+    x = np.asarray(halves, np.float32) / 2
+    expected = np.rint(np.clip(x, grid.low, grid.high))
+    codes = grid.encode(jnp.asarray(x))
+    self.assertEqual(codes.dtype, jnp.int8)
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(grid.decode(codes), expected)
+
+  def test_huge_values_saturate_before_the_cast(self):
+    codes = grids.grid('int8').encode(jnp.asarray([1e30, -1e30, np.inf, -np.inf]))
+    self.assertEqual(codes.tolist(), [127, -127, 127, -127])
+
+
+class Nf4Test(parameterized.TestCase):
+
+  def test_table_of_the_paper(self):
+    # bitsandbytes, functional.py, create_normal_map, as quoted in the paper's appendix E.
+    self.assertLen(grids.NF4, 16)
+    self.assertEqual(list(grids.NF4), sorted(grids.NF4))
+    np.testing.assert_allclose(grids.NF4[:3], [-1.0, -0.69619280, -0.52507305], atol=1e-7)
+    self.assertEqual((grids.NF4[7], grids.NF4[15]), (0.0, 1.0))
+    self.assertEqual(grids.grid('nf4').zero_code, 7)
+
+  def test_quantiles(self):
+    # Appendix E: averages of neighbouring quantiles, 8 below and 9 above zero, offset 0.9677083.
+    from statistics import NormalDist
+    quantile = np.vectorize(NormalDist().inv_cdf)
+    above = quantile(np.linspace(0.9677083, 0.5, 9)[:-1])
+    below = -quantile(np.linspace(0.9677083, 0.5, 8)[:-1])
+    expected = np.sort(np.concatenate([above, below, [0.0]])) / above.max()
+    np.testing.assert_allclose(grids.NF4, expected, atol=2e-6)
+
+  def test_nearest(self):
+    grid = grids.grid('nf4')
+    x = np.linspace(-1.2, 1.2, 101, dtype=np.float32)
+    table = np.asarray(grids.NF4, np.float32)
+    nearest = np.abs(x[:, None] - table).argmin(1)
+    np.testing.assert_array_equal(grid.encode(jnp.asarray(x)), nearest)
+    np.testing.assert_array_equal(grid.decode(jnp.arange(16)), table)
+
+
+class AbsmaxTest(parameterized.TestCase):
+  W = np.array([[1.0, -8.0], [-3.0, 0.0], [2.0, 4.0]], np.float32)
+
+  @parameterized.named_parameters(
+      dict(testcase_name='tensor', granularity='tensor', peak=[[8]]),
+      dict(testcase_name='channel', granularity='channel', peak=[[3, 8]]),
+      dict(testcase_name='group', granularity='group', group=2, peak=[[3, 8], [2, 4]]),
+      dict(testcase_name='group_of_one', granularity='group', group=1,
+           peak=[[1, 8], [3, 1], [2, 4]]),
+      dict(testcase_name='group_beyond', granularity='group', group=9, peak=[[3, 8]]))
+  def test_by_hand(self, granularity, peak, group=None):
+    # A limit of one: the scale is the peak, and 1 where all are zero.
+    scale = scales.absmax(jnp.asarray(self.W), 1.0, granularity=granularity, group=group)
+    np.testing.assert_array_equal(scale, np.asarray(peak, np.float32))
+    full = np.broadcast_to(scales.expand(scale, 3, group), self.W.shape)
+    self.assertTrue((np.abs(self.W) <= full).all())
+
+  def test_stack_of_matrices(self):
+    w = jnp.asarray(np.stack([self.W, 2 * self.W]))
+    scale = scales.absmax(w, 1.0, granularity='channel')
+    np.testing.assert_array_equal(scale, [[[3, 8]], [[6, 16]]])
+
+  @parameterized.parameters('float16', 'bfloat16', 'float32')
+  def test_scale_is_float32(self, dtype):
+    scale = scales.absmax(jnp.full((2, 2), 7.0, dtype), 7.0, granularity='tensor')
+    self.assertEqual((scale.dtype, float(scale[0, 0])), (jnp.float32, 1.0))
+
+  @parameterized.parameters(0.0, 1e-40, 1e-38)
+  def test_as_good_as_zero(self, value):
+    scale = scales.absmax(jnp.full((2, 2), value), 127.0, granularity='channel')
+    self.assertEqual(scale.tolist(), [[1.0, 1.0]])
+
+  def test_huge(self):
+    scale = scales.absmax(jnp.full((1, 1), 3e38), 127.0, granularity='channel')
+    np.testing.assert_allclose(scale, 3e38 / 127, rtol=1e-6)
+
+  def test_jit_agrees_to_the_bit(self):
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(33, 17)), jnp.float32)
+    run = lambda w: scales.absmax(w, 127.0, granularity='channel')
+    np.testing.assert_array_equal(jax.jit(run)(w), run(w))
+
+
+if __name__ == '__main__':
+  absltest.main()

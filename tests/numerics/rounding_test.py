@@ -1,0 +1,42 @@
+"""Rounding and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from jaxsparse.numerics import rounding
+
+
+class RoundingTest(parameterized.TestCase):
+
+  def test_half_to_even_then_clipped(self):
+    x = jnp.asarray([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 9.0, -9.0])
+    self.assertEqual(rounding.nearest(x, -3, 3).tolist(), [-2, -2, 0, 0, 2, 2, 3, -3])
+
+  @parameterized.parameters('float32', 'bfloat16', 'float16')
+  def test_straight_through(self, dtype):
+    x, q = jnp.asarray([0.4, 1e4], dtype), jnp.asarray([0.1, -3.0], dtype)
+    weights = jnp.asarray([2.0, 3.0], dtype)
+    loss = lambda x, q: jnp.sum(rounding.straight_through(x, q) * weights)
+    # Exactly q: x + (q - x) would lose bits beside 1e4.
+    np.testing.assert_array_equal(rounding.straight_through(x, q), q)
+    to_x, to_q = jax.grad(loss, (0, 1))(x, q)
+    self.assertEqual(to_x.dtype, x.dtype)
+    self.assertEqual((to_x.tolist(), to_q.tolist()), ([2.0, 3.0], [0.0, 0.0]))
+
+  def test_through_transformations(self):
+    run = jax.jit(jax.vmap(jax.grad(lambda x: 3 * rounding.straight_through(x, jnp.round(x)))))
+    self.assertEqual(run(jnp.asarray([0.2, 0.7])).tolist(), [3.0, 3.0])
+
+  @parameterized.parameters('float32', 'bfloat16')
+  def test_scale_gradient(self, dtype):
+    x = jnp.asarray([1.0, -2.0], dtype)
+    np.testing.assert_array_equal(rounding.scale_gradient(x, 0.25), x)
+    grad = jax.grad(lambda x: jnp.sum(rounding.scale_gradient(x, 0.25) ** 2))(x)
+    self.assertEqual((grad.dtype, grad.tolist()), (x.dtype, [0.5, -1.0]))
+
+
+if __name__ == '__main__':
+  absltest.main()
