@@ -120,19 +120,19 @@ def _compressions():
     ),
     Compression(
       'RigL 90 %',
-      "at('{every}', rigl(0.9, distribution=erk, every=50, end=600))",
-      800,
-      5e-3,
+      "at('{every}', rigl(0.9, distribution=erk, every=100, end=700))",
+      1000,
+      1e-2,
       from_scratch=True,
     ),
     Compression(
-      'blocks 4×4, 50 %', "at('{inner}', magnitude(0.5, pattern=block(4, 4)))", 400, 3e-3
+      'blocks 4×4, 50 %', "at('{inner}', magnitude(0.5, pattern=block(4, 4)))", 300, 3e-3
     ),
     Compression('2:4', "at('{inner}', nm(2, 4))"),
     Compression('int8', "at('{every}', fake_quantize('int8'))"),
     Compression('int4 by LSQ', "at('{every}', lsq(bits=4))"),
     Compression('2:4 and int8', "at('{inner}', nm(2, 4) | fake_quantize('int8'))"),
-    Compression('low rank', "at('{inner}', low_rank(0.25))", 400, 3e-3),
+    Compression('low rank', "at('{inner}', low_rank(0.25))", 300, 3e-3),
     Compression('clustered', "at('{every}', clustered(16))"),
   )
 

@@ -19,9 +19,9 @@ import jax  # noqa: E402
 
 import jaxsparse  # noqa: E402, F401  the installed one, found before the root joins the path
 
-# experiments and launch are no part of the wheel: they are found in the repository, last.
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.extend(path for path in [str(_ROOT)] if path not in sys.path)
+# experiments, launch and the tests' own modules are no part of the wheel: they are found in the
+# repository. The installed jaxsparse stays the installed one, for it is imported already.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

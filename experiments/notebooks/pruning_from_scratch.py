@@ -200,7 +200,8 @@ print(f'{100 * (logits.argmax(-1) == y_test).mean():.1f} % in {jsp.nbytes(packed
 # `jsp.parse("at('.*/kernel', nm(2, 4) | fake_quantize('int8'))")` is a string that fits in a flag.
 
 # %%
-print(f'by hand {100 * accuracy(masked(by_hand, by_hand_masks)):.1f} %, dense {100 * accuracy(dense):.1f} %')
+pruned_by_hand = accuracy(masked(by_hand, by_hand_masks))
+print(f'by hand {100 * pruned_by_hand:.1f} %, dense {100 * accuracy(dense):.1f} %')
 assert (logits.argmax(-1) == y_test).mean() > accuracy(dense) - 0.02
 assert abs(jsp.sparsity(ts.state) - 0.9) < 1e-3
 assert jsp.nbytes(packed) < 0.2 * jsp.nbytes(dense)

@@ -30,8 +30,8 @@ class Spec(NamedTuple):
     due: whether `update` has expensive work at a count (an int), such as new masks.
     restructures: whether latent params may have another structure than the model's.
     parts: transforms a combinator is made of, in the order of its state tuple.
-    final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`, masks with as many zeros, placed as
-      the pattern wants them, as the schedule ends with; None for what does not prune.
+    final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
+      schedule ends with, where the pattern allows them; None for what does not prune.
   """
 
   spelling: Any = None

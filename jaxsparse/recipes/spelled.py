@@ -98,8 +98,8 @@ def _build(node: ast.AST, text: str) -> Any:
       return tuple(_build(x, text) for x in node.elts)
     case ast.Dict() if None not in node.keys:
       return {_build(k, text): _build(v, text) for k, v in zip(node.keys, node.values)}
-  raise ValueError(f'{_short(ast.unparse(node))} in {_short(text)} is a Python expression; expected '
-                   'calls of registered words with literals, joined by |.')
+  raise ValueError(f'{_short(ast.unparse(node))} in {_short(text)} is a Python expression; '
+                   'expected calls of registered words with literals, joined by |.')
 
 
 def _known(word: str, text: str):

@@ -143,7 +143,8 @@ def _model(model, runs, n, description, pictures):
 <p class="about">{escape(description)}</p>
 {_tiles(runs, base)}
 <div class="charts">{figures}</div>
-<p class="legend"><span><i class="key front"></i>on the front: nothing is cheaper and as accurate</span>
+<p class="legend">
+<span><i class="key front"></i>on the front: nothing is cheaper and as accurate</span>
 <span><i class="key beaten"></i>beaten</span> <span><i class="key dense"></i>dense</span></p>
 <div class="scroll" tabindex="0" role="region" aria-label="Runs of {escape(model)}">
 <table class="runs"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>

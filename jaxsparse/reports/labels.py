@@ -1,7 +1,7 @@
 """Where the numbers beside points go, so that they cover neither points nor each other."""
 
-from collections.abc import Hashable, Mapping
 import math
+from collections.abc import Hashable, Mapping
 
 # Tried in this order: above right first, as a reader expects.
 _ANGLES = (0.8, math.pi / 2, 0.0, -0.8, -math.pi / 2, 2.3, math.pi, -2.3)
@@ -36,11 +36,14 @@ def places(
 
     def crowding(place, others=others):
       outside = not (left < place[0] < right and bottom < place[1] < top)
-      near = lambda spot: max(0.0, 1.2 * distance - math.dist(place, spot))
+      points = sum(_closeness(place, spot, distance) for spot in others)
       # Covering another label is worse than touching a point.
-      return (
-        distance * outside + sum(map(near, others)) + 2 * sum(map(near, found.values()))
-      )
+      taken = sum(_closeness(place, label, distance) for label in found.values())
+      return distance * outside + points + 2 * taken
 
     found[key] = min(candidates, key=crowding)
   return found
+
+
+def _closeness(a, b, distance):
+  return max(0.0, 1.2 * distance - math.dist(a, b))

@@ -3,14 +3,15 @@
 import contextlib
 import dataclasses
 
-from experiments import digits
-from experiments import models
 import jax
 import jax.numpy as jnp
-import jaxsparse as jsp
-from jaxsparse import reports
 import numpy as np
 import pytest
+
+import jaxsparse as jsp
+from experiments import digits
+from experiments import models
+from jaxsparse import reports
 
 
 @pytest.fixture(scope='module')

@@ -47,7 +47,7 @@ class ClusterTest(parameterized.TestCase):
   def test_values_themselves_when_few(self, x, k, expected):
     self.assertEqual(cluster.k_means(jnp.asarray(x), k).tolist(), expected)
 
-  @hypothesis.settings(max_examples=30)
+  @hypothesis.settings(max_examples=15)
   @hypothesis.given(st.lists(st.floats(-2.0**99, 2.0**99, width=32, allow_subnormal=False),
                              min_size=5, max_size=5))
   def test_assign_is_nearest(self, values):

@@ -74,7 +74,8 @@ class PruneTest(parameterized.TestCase):
     self.assertEqual(kept(transform.update(params, state, refresh=True)), 8)
 
   def test_pooled_threshold(self):
-    params = {'a/kernel': jnp.asarray([[9.0, 8.0], [7.0, 1.0]]), 'b/kernel': jnp.asarray([[2.0, 3.0]])}
+    params = {'a/kernel': jnp.asarray([[9.0, 8.0], [7.0, 1.0]]),
+              'b/kernel': jnp.asarray([[2.0, 3.0]])}
     _, state = jsp.magnitude(0.5, distribution=jsp.pooled).init(params)
     self.assertEqual([m.astype(int).tolist() for m in jsp.masks(state).values()],
                      [[[1, 1], [1, 0]], [[0, 0]]])

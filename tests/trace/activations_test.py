@@ -60,7 +60,7 @@ class QuantizeActivationsTest(parameterized.TestCase):
     np.testing.assert_array_equal(trace.quantize_activations(fn, 'int3')(params, ids),
                                   fn(params, ids))
 
-  @parameterized.named_parameters((model, model) for model in models.ALL)
+  @parameterized.parameters('cnn', 'equinox_net')
   def test_models(self, model):
     fn, params, x = models.ALL[model]()
     kept, rest = stored.arrays_of(params)

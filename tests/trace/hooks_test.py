@@ -37,7 +37,7 @@ class _Layer:
 
 class SameResultTest(parameterized.TestCase):
 
-  @parameterized.named_parameters((model, model) for model in models.ALL)
+  @parameterized.parameters('transformer', 'cnn', 'equinox_net', 'bare')
   def test_models(self, model):
     fn, params, x = models.ALL[model]()
     kept, rest = stored.arrays_of(params)

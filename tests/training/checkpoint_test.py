@@ -42,7 +42,8 @@ class CheckpointTest(parameterized.TestCase):
 
   def test_packed_weights_and_keys_round_trip(self):
     packed = self.transform.pack(*self.transform.init(self.params))
-    tree = {'packed': packed, 'key': jax.random.key(3), 'a.b': jnp.ones(2), 'a': {'b': jnp.zeros(2)}}
+    tree = {'packed': packed, 'key': jax.random.key(3), 'a.b': jnp.ones(2),
+            'a': {'b': jnp.zeros(2)}}
     jsp.save_checkpoint(self.directory, 0, tree, self.transform)
     restored, _, _ = jsp.restore_checkpoint(self.directory, tree)
     chex.assert_trees_all_equal(restored, tree)

@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 def _batch():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(32, 6, 6, 4)).astype('float32')
-  return jnp.asarray(x), jnp.asarray((x.mean((1, 2)).argmax(-1)))
+  return jnp.asarray(x), jnp.asarray(x.mean((1, 2)).argmax(-1))
 
 
 class LinenNet(nn.Module):

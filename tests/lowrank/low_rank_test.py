@@ -1,0 +1,101 @@
+"""Factors of a weight, against numpy's SVD."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import jaxsparse as jsp
+
+
+def normal(*shape, dtype='float32'):
+  return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+
+
+def best(w, rank):
+  """Eckart and Young."""
+  u, s, v = np.linalg.svd(np.asarray(w, np.float64), full_matrices=False)
+  return (u[:, :rank] * s[:rank]) @ v[:rank]
+
+
+def effective(transform, w, **extra):
+  return jsp.densify(transform.apply(*transform.init({'kernel': w}, **extra)))['kernel']
+
+
+class LowRankTest(parameterized.TestCase):
+
+  @parameterized.parameters((1, 1), (3, 3), (0.5, 3), (0.01, 1), (1.0, 6), (99, 6))
+  def test_best_of_its_rank(self, rank, columns):
+    w = normal(9, 6)
+    params, state = jsp.low_rank(rank).init({'kernel': w})
+    chex.assert_shape([params['kernel'].u, params['kernel'].v], [(9, columns), (columns, 6)])
+    np.testing.assert_allclose(effective(jsp.low_rank(rank), w), best(w, columns), atol=1e-5)
+    # The singular values are shared evenly.
+    gram = lambda m: np.asarray(m) @ np.asarray(m).T
+    np.testing.assert_allclose(gram(params['kernel'].u.T), gram(params['kernel'].v), atol=1e-4)
+
+  def test_a_matrix_of_that_rank_is_kept(self):
+    w = normal(8, 1) * jnp.ones((1, 5))
+    np.testing.assert_allclose(effective(jsp.low_rank(1), w), w, atol=1e-5)
+
+  @parameterized.named_parameters(
+      dict(testcase_name='out_in', shape=(5, 7), roles=((1,), (0,)), u=(7, 2), v=(2, 5)),
+      dict(testcase_name='square', shape=(6, 6), roles=((1,), (0,)), u=(6, 2), v=(2, 6)),
+      dict(testcase_name='experts', shape=(4, 3, 5), roles=((0,), (2,)), u=(3, 4, 2), v=(3, 2, 5)),
+      dict(testcase_name='oihw', shape=(5, 4, 3, 2), roles=((1, 2, 3), (0,)), u=(24, 2), v=(2, 5)))
+  def test_roles(self, shape, roles, u, v):
+    w = normal(*shape)
+    axes = {'kernel': jsp.DimensionNumbers(*roles)}
+    params, state = jsp.low_rank(2).init({'kernel': w}, axes=axes)
+    chex.assert_shape([params['kernel'].u, params['kernel'].v], [u, v])
+    packed = jsp.low_rank(2).pack(params, state)['kernel']
+    np.testing.assert_allclose(packed.todense(), effective(jsp.low_rank(2), w, axes=axes))
+    matrix = packed.layout.to_matrix(w)
+    for i in np.ndindex(matrix.shape[:-2]):
+      np.testing.assert_allclose(packed.dense_matrix()[i], best(matrix[i], 2), atol=1e-5)
+
+  def test_full_rank_of_a_square_permuted_weight(self):
+    w = normal(4, 4)   # u, v and the weight have one shape: none may be taken for another
+    found = effective(jsp.low_rank(4), w, axes={'kernel': jsp.DimensionNumbers((1,), (0,))})
+    np.testing.assert_allclose(found, w, atol=1e-5)
+
+  @parameterized.parameters('bfloat16', 'float16')
+  def test_half_precision(self, dtype):
+    w = normal(6, 5, dtype=dtype)
+    params, _ = jsp.low_rank(5).init({'kernel': w})
+    chex.assert_type(list(params['kernel']), dtype)
+    out = effective(jsp.low_rank(5), w)
+    chex.assert_type(out, dtype)
+    np.testing.assert_allclose(np.asarray(out, np.float32), np.asarray(w, np.float32), atol=0.05)
+
+  def test_ranks_by_name(self):
+    params = {'a': normal(4, 4), 'b': normal(4, 4), 'c': normal(4, 4)}
+    latents, state = jsp.low_rank({'a': 2, 'b': 0.25}).init(params)
+    self.assertEqual((latents['a'].u.shape, latents['b'].u.shape), ((4, 2), (4, 1)))
+    self.assertIs(latents['c'], params['c'])
+
+  def test_gradients(self):
+    transform = jsp.low_rank(2)
+    params, state = transform.init({'kernel': normal(5, 4)})
+    upstream = np.asarray(normal(5, 4))
+    loss = lambda p: jnp.sum(jsp.densify(transform.apply(p, state))['kernel'] * upstream)
+    grads = jax.grad(loss)(params)['kernel']
+    np.testing.assert_allclose(grads.u, upstream @ np.asarray(params['kernel'].v).T, rtol=1e-5)
+    np.testing.assert_allclose(grads.v, np.asarray(params['kernel'].u).T @ upstream, rtol=1e-5)
+
+  @parameterized.parameters(0, -1, 0.0, 1.5, True, '4', None)
+  def test_bad(self, rank):
+    with self.assertRaisesRegex(ValueError, 'rank must be a positive integer or a fraction'):
+      jsp.low_rank(rank)
+
+  def test_bad_names(self):
+    with self.assertRaisesRegex(ValueError, "'z' matches no weight"):
+      jsp.low_rank({'z': 2}).init({'a': normal(4, 4)})
+    with self.assertRaisesRegex(ValueError, 'a: rank 5 was asked for, but the full rank'):
+      jsp.low_rank({'a': 5}).init({'a': normal(4, 4)})
+
+
+if __name__ == '__main__':
+  absltest.main()
