@@ -45,13 +45,6 @@ def chain(*stages: Transform) -> Transform:
   def init(params, **extra):
     return _init_stages(parts, params, extra)
 
-  def fold(function):
-    def run(params, state):
-      for part, s in zip(parts, _states(parts, state)):
-        params = getattr(part, function)(params, s)
-      return params
-    return run
-
   def update(params, state, *, grads=None, **extra):
     inputs, pulls = [], []
     for part, s in zip(parts, _states(parts, state)):
@@ -67,7 +60,8 @@ def chain(*stages: Transform) -> Transform:
     return tuple(reversed(new))
 
   spelling = spell.Call('|', parts, ())
-  return Transform(init, fold('apply'), update, fold('pack'), _joined(parts, spelling))
+  return Transform(init, _fold(parts, 'apply'), update, _fold(parts, 'pack'),
+                   _joined(parts, spelling))
 
 
 def _init_stages(parts, params, extra):
@@ -185,17 +179,11 @@ def rules(pairs: list[tuple[str, Transform]]) -> Transform:
       states.append(state)
     return params, tuple(states)
 
-  def fold(function):
-    def run(params, state):
-      for part, s in zip(parts, _states(parts, state)):
-        params = getattr(part, function)(params, s)
-      return params
-    return run
-
   def update(params, state, **extra):
     return tuple(part.update(params, s, **extra) for part, s in zip(parts, _states(parts, state)))
 
-  return Transform(init, fold('apply'), update, fold('pack'), _joined(parts, spelling))
+  return Transform(init, _fold(parts, 'apply'), update, _fold(parts, 'pack'),
+                   _joined(parts, spelling))
 
 
 def _check_selected(pattern, transform, leaves, hit):
@@ -233,6 +221,15 @@ def _states(parts, state):
     raise ValueError(f'The state does not match the transform: found {shown}, expected a tuple '
                      f'of {len(parts)}, one a stage.')
   return state
+
+
+def _fold(parts: tuple[Transform, ...], function: str) -> Callable:
+  """Runs `function` of each part on what the one before it returned."""
+  def run(params, state):
+    for part, s in zip(parts, _states(parts, state)):
+      params = getattr(part, function)(params, s)
+    return params
+  return run
 
 
 def _joined(parts: tuple[Transform, ...], spelling: spell.Call) -> transforms.Spec:

@@ -150,7 +150,8 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
       *_, layouts, _, latents, states = view(params, state)
       new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
                     grads=_by_key(grads, layouts), **extra)(latents, states)
-      weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
+      if new is not states:   # what did not change stays the same object, as realign can see
+        weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
     return dataclasses.replace(
         state, count=optax.safe_increment(state.count), weights=weights)
 

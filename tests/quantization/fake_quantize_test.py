@@ -33,11 +33,9 @@ def effective(transform, w, **extra):
 
 class FakeQuantizeTest(parameterized.TestCase):
 
-  @parameterized.product(
-      bits=[3, 8],
-      grain=[('channel', None), ('tensor', None), ('group', 3), ('group', 1), ('group', 50)])
-  def test_like_numpy(self, bits, grain):
-    granularity, group = grain
+  @parameterized.parameters((8, 'channel'), (3, 'tensor'), (8, 'group', 3), (4, 'group', 1),
+                            (3, 'group', 50))
+  def test_like_numpy(self, bits, granularity, group=None):
     w = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
     w[:, 2] = 0
     transform = jsp.fake_quantize(f'int{bits}', granularity=granularity, group=group)
@@ -54,7 +52,7 @@ class FakeQuantizeTest(parameterized.TestCase):
     self.assertEqual(out[:, 0].tolist(), [7, 0, 2, -2, 0, 0, 6])
     self.assertEqual(packed.nbytes, 4 + 4)   # seven nibbles, one scale
 
-  @parameterized.parameters('int3', 'int4', 'int5', 'int8', 'nf4')
+  @parameterized.parameters('int4', 'int5', 'nf4')
   def test_jit_and_pack_agree_to_the_bit(self, dtype):
     w = jnp.asarray(np.random.default_rng(1).normal(size=(9, 6)), jnp.bfloat16)
     transform = jsp.fake_quantize(dtype, granularity='group', group=4)

@@ -21,7 +21,7 @@ def equations(w, s, bits, upstream):
 
 class LsqTest(parameterized.TestCase):
 
-  @parameterized.product(bits=[2, 4, 8], step=[0.3, 0.011])
+  @parameterized.parameters((2, 0.3), (4, 0.3), (8, 0.3), (4, 0.011))
   def test_equations(self, bits, step):
     rng = np.random.default_rng(bits)
     w, upstream = rng.normal(size=(2, 6, 5)).astype(np.float32)
@@ -29,7 +29,8 @@ class LsqTest(parameterized.TestCase):
     params, state = transform.init({'kernel': jnp.asarray(w)})
     params = {'kernel': params['kernel']._replace(step_size=jnp.float32(step))}
     loss = lambda p: jnp.sum(transform.apply(p, state)['kernel'] * upstream)
-    w_hat, to_w, to_s = equations(w.astype(np.float64), np.float64(np.float32(step)), bits, upstream)
+    step = np.float64(np.float32(step))
+    w_hat, to_w, to_s = equations(w.astype(np.float64), step, bits, upstream)
     np.testing.assert_allclose(transform.apply(params, state)['kernel'], w_hat, rtol=1e-5)
     grads = jax.grad(loss)(params)['kernel']
     np.testing.assert_allclose(grads.w, to_w, rtol=1e-6)   # g * s / s

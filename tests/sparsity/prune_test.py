@@ -39,7 +39,7 @@ class PruneTest(parameterized.TestCase):
         (jsp.magnitude(0.5, pattern=jsp.block(1, 2)), [[1, -4], [0, 0]])):
       self.assertEqual(transform.apply(*transform.init(params))['kernel'].tolist(), expected)
 
-  @parameterized.parameters((0, 10, 5), (3, 10, 4), (2, 11, 100), (0, 1, 1), (5, 13, 3))
+  @parameterized.parameters((3, 10, 4), (2, 11, 100), (0, 1, 1))
   def test_the_target_is_reached_at_the_end(self, start, end, every):
     for make, shape in ((jsp.cubic, lambda x: x**3), (jsp.linear, lambda x: x)):
       schedule = make(0.9, start=start, end=end, every=every)
