@@ -318,8 +318,9 @@ def measure(name, model, packed, digits, *, config) -> list[reports.Record]:
         sparsity=p.sparsity,
         train_seconds=p.train_seconds,
         details={
-          'starts from': 'fresh weights' if p.compression.from_scratch else 'dense weights',
+          'starts_from': 'fresh weights' if p.compression.from_scratch else 'dense weights',
           'steps': p.compression.steps,
+          'peak_learning_rate': p.compression.rate,
           'latency_microseconds': round(1e6 * time_seconds, 1),
           'weights': _weights(p.params),
         },

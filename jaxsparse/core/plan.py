@@ -140,7 +140,8 @@ def _row(leaf, stages, packed_bytes) -> Row:
     return Row(leaf.name, shape, None, f'dense: {_reason(leaf)}', None, None, size_bytes,
                size_bytes)
   counts = [n for _, layout, n in stages if n is not None and layout.shape == shape]
-  kept = min(counts) if counts else None
+  # Masks of several stages overlap as the weights decide.
+  kept = counts[0] if len(counts) == 1 else None
   sparsity = None if kept is None else 1 - kept / math.prod(shape)
   return Row(leaf.name, shape, stages[-1][1].axes, ' | '.join(s for s, *_ in stages),
              sparsity, kept, size_bytes, packed_bytes)

@@ -160,7 +160,11 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
 
 def _layout(leaf: names.Leaf, w, axes) -> roles.Layout:
   if axes is not None and leaf.name in axes:
-    return roles.Layout(w.shape, w.dtype, axes[leaf.name])
+    given = axes[leaf.name]
+    if not given[0] or not given[1]:
+      raise ValueError(f'{leaf.name}: a weight of shape {w.shape} with the roles {given} is no '
+                       'matrix; expected reduction and output axes, or exclude it with at(...).')
+    return roles.Layout(w.shape, w.dtype, given)
   # A factor's own axes are those of a matrix, whatever weight it is a factor of.
   known = roles.known_axes(leaf.name, w.shape)
   inside = names.name_of(leaf.key.split(':')[0]) != leaf.name

@@ -6,6 +6,7 @@ shapes and bits are static, so a packed tree passes through `jit`, `scan` and ch
 """
 
 import abc
+import contextlib
 import dataclasses
 import math
 from typing import Any, Callable, NamedTuple
@@ -125,7 +126,8 @@ def nbytes(tree: Any) -> int:
     >>> nbytes({'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)})
     144
   """
-  return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+  return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
+             if hasattr(x, 'dtype'))
 
 
 def can_dot(w: Any, dimension_numbers) -> bool:
@@ -142,7 +144,7 @@ def dot(x: jax.Array, w: Any, dimension_numbers, *, precision=None, preferred_el
     x: the left operand, an array.
     w: the right operand, an array or a format, addressed by its dense axes.
     dimension_numbers: `((x contracting, w contracting), (x batch, w batch))`.
-    precision: as in `dot_general`, for dense weights.
+    precision: as in `dot_general`; a stored form knows default, high and highest.
     preferred_element_type: dtype of the result.
 
   Returns:
@@ -158,8 +160,12 @@ def dot(x: jax.Array, w: Any, dimension_numbers, *, precision=None, preferred_el
   order = [*(partner[a] for a in layout.batch), *free, *(partner[a] for a in roles.reduction)]
   batch = [layout.shape[a] for a in layout.batch]
   free_shape = [x.shape[a] for a in free]
+  if preferred_element_type and jnp.issubdtype(preferred_element_type, jnp.floating):
+    # A wider accumulator is a wider operand: stored forms multiply in the operands' dtype.
+    x = x.astype(jnp.promote_types(x.dtype, preferred_element_type))
   rows = x.transpose(order).reshape(*batch, math.prod(free_shape), w.layout.matrix_shape[-2])
-  out = w.matmul(rows)
+  with _matmul_precision(precision):
+    out = w.matmul(rows)
   produced = [layout.shape[a] for a in roles.output]
   out = out.reshape(*batch, *free_shape, *produced)
   # dot_general lists batch axes in the order given and free axes of w in ascending order.
@@ -173,6 +179,13 @@ def dot(x: jax.Array, w: Any, dimension_numbers, *, precision=None, preferred_el
   return out.astype(dtype)
 
 
+def _matmul_precision(precision):
+  first = precision[0] if isinstance(precision, tuple) else precision
+  if not isinstance(first, jax.lax.Precision):
+    return contextlib.nullcontext()
+  return jax.default_matmul_precision(first.name.lower())
+
+
 def convolve(x: jax.Array, w: Any, **params):
   """`jax.lax.conv_general_dilated(x, w, **params)` for a `w` that may be a format.
 
@@ -184,11 +197,14 @@ def convolve(x: jax.Array, w: Any, **params):
 
 
 def take(w: Any, ids: jax.Array) -> jax.Array:
-  """Rows of a table that may be a format: `jnp.take(dense, ids, axis=0)`, out of range clipped.
+  """Rows of a table that may be a format: `jnp.take(dense, ids, axis=0, mode='clip')`.
+
+  Negative ids count from the end, as everywhere in numpy; ids beyond either end are clipped.
 
   A format may define `take`, to read only the rows asked for; others are densified.
   """
   ids = jnp.asarray(ids, jnp.int32)   # a byte cannot hold the bound it is clipped to
+  ids = jnp.where(ids < 0, ids + w.shape[0], ids)
   own = getattr(w, 'take', None) if is_format(w) else None
   out = None if own is None else own(ids)
   return jnp.take(densify(w), ids, axis=0, mode='clip') if out is None else out

@@ -42,11 +42,10 @@ class LowRankArray(formats.Format):
   def matmul(self, x):
     dtype = jnp.result_type(x, self.dtype)
     u, v = self.u.astype(dtype), self.v.astype(dtype)
-    if self.base is not None and formats.is_format(self.base):
-      return self.base.matmul(x) + (x @ u) @ v
-    if self.base is not None or not self._saves():
-      return x @ self.dense_matrix().astype(dtype)
-    return (x @ u) @ v
+    if self.base is not None:
+      own = formats.is_format(self.base)
+      return (self.base.matmul(x) if own else x @ self.base.astype(dtype)) + (x @ u) @ v
+    return (x @ u) @ v if self._saves() else x @ self.dense_matrix().astype(dtype)
 
   def convolve(self, x, *, dimension_numbers=None, feature_group_count=1, batch_group_count=1,
                rhs_dilation=None, **params):
@@ -85,10 +84,12 @@ class LowRankArray(formats.Format):
     r, o = self.layout.matrix_shape[-2:]
     matrices = self.size // max(r * o, 1)
     factors = rows * matrices * self.u.shape[-1] * (r + o)
-    if formats.is_format(self.base):
-      executed, ideal = self.base.multiply_adds(rows)
-      return formats.Cost(executed + factors, ideal + factors)
-    # An array base, or factors too thick to pay, are merged into one dense product.
+    if self.base is not None:
+      own = formats.is_format(self.base)
+      base = self.base.multiply_adds(rows) if own else super().multiply_adds(rows)
+      return formats.Cost(base.executed + factors, base.ideal + factors)
+    if self._saves():
+      return formats.Cost(factors, factors)
+    # Factors too thick to pay are multiplied out first.
     dense = rows * self.size
-    cost = factors if self.base is None and self._saves() else dense
-    return formats.Cost(cost, cost)
+    return formats.Cost(dense + self.size * self.u.shape[-1], dense)

@@ -60,8 +60,12 @@ class QArray(formats.Format):
     values = self.grid.decode(self._code_matrix()) * scales.expand(self.scale, rows, self.group)
     return values.astype(self.dtype)
 
+  def _scales_products(self) -> bool:
+    # Codes times scale round once in float32, twice in a narrower dtype.
+    return self.group is None and self.dtype == jnp.float32
+
   def matmul(self, x):
-    if self.group is not None or self.dtype != jnp.float32:
+    if not self._scales_products():
       return x @ self.dense_matrix()
     # One scale a column: scaling the product costs O per row instead of R * O in all.
     dtype = jnp.result_type(x, self.dtype)
@@ -76,7 +80,7 @@ class QArray(formats.Format):
     if not formats.is_format(self.codes):
       return dense
     cost = self.codes.multiply_adds(rows)
-    return cost if self.group is None else formats.Cost(dense.executed, cost.ideal)
+    return cost if self._scales_products() else formats.Cost(dense.executed, cost.ideal)
 
   def take(self, ids):
     """Rows of an embedding table, decoded one by one; None when axis 0 is not the reduction."""

@@ -52,8 +52,8 @@ def k_means(x: jax.Array, k: int, *, iterations: int = 25) -> jax.Array:
   def lloyd(_, centroids):
     index = assign(x, centroids)
     total = jnp.zeros(k, x.dtype).at[index].add(x)
-    members = jnp.zeros(k, x.dtype).at[index].add(1.0)
-    return jnp.sort(jnp.where(members > 0, total / jnp.maximum(members, 1.0), centroids))
+    members = jnp.zeros(k, jnp.int32).at[index].add(1)
+    return jnp.sort(jnp.where(members > 0, total / jnp.maximum(members, 1), centroids))
 
   start = low * (1.0 - fraction) + high * fraction
   fitted = jax.lax.fori_loop(0, iterations, lloyd, start)

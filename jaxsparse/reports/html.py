@@ -274,7 +274,8 @@ def _details(run, i, anchor, base):
     'Zeros': table.percent(run.sparsity),
     'Training': '–' if run.train_seconds is None else f'{run.train_seconds:.1f} s',
   }
-  facts |= {k: str(v) for k, v in run.details.items() if k != 'weights'}
+  readable = lambda key: key[:1].upper() + key[1:].replace('_', ' ')
+  facts |= {readable(k): str(v) for k, v in run.details.items() if k != 'weights'}
   facts |= {f'Missing: {k}': v for k, v in run.reasons.items()}
   items = ''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in facts.items())
   return (

@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.core import axes
 from jaxsparse.core import spelling as spell
@@ -95,7 +96,11 @@ def n_m(n: int, m: int) -> Pattern:
     return m
 
   def pack(matrix, mask, layout):
-    return nm_format.NMArray.from_mask(matrix, mask, layout, n, m)
+    if isinstance(mask, jax.core.Tracer):
+      return nm_format.NMArray.from_mask(matrix, mask, layout, n, m)
+    # While a schedule is on its way to n a group keeps more, and is stored with as many.
+    kept = np.asarray(mask).reshape(*mask.shape[:-2], -1, m, mask.shape[-1]).sum(-2)
+    return nm_format.NMArray.from_mask(matrix, mask, layout, int(kept.max(initial=n)), m)
 
   return Pattern(units, lambda scores, kept: select.n_of_m_mask(scores, kept, m), pack, spelling,
                  fixed=1 - n / m)

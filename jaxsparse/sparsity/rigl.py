@@ -4,14 +4,14 @@ Evci et al., "Rigging the Lottery: Making All Tickets Winners" (arXiv:1911.11134
 Every `every` steps until `end`, of the A active weights of a layer the
 `alpha / 2 (1 + cos(pi t / end)) A` smallest are dropped and as many inactive ones are grown by
 `|dL/dw|`, so the number of active weights never changes. A grown weight starts at zero, as do its
-moments (`realign`). A weight dropped in a step is not grown in the same step.
+moments (`realign`). As in the paper, one just dropped competes for growth, and keeps its value when
+it wins.
 """
 
 from typing import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse.core import masks
 from jaxsparse.core import schedules
@@ -95,13 +95,10 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
 
 
 def _drop_and_grow(w, mask, grad, active: int, fraction):
-  entries = w.shape[-2] * w.shape[-1]
-  # There must be as many inactive weights to grow as are dropped.
-  limit = np.int32(min(active, entries - active))
-  dropped = jnp.minimum(jnp.round(fraction * active).astype(jnp.int32), limit)
+  dropped = jnp.round(fraction * active).astype(jnp.int32)
   matrix = (-2, -1)
   survives = select.top_k_mask(
       jnp.where(mask, jnp.abs(w).astype(jnp.float32), -jnp.inf), active - dropped, axes=matrix)
   grown = select.top_k_mask(
-      jnp.where(mask, -jnp.inf, jnp.abs(grad).astype(jnp.float32)), dropped, axes=matrix)
+      jnp.where(survives, -jnp.inf, jnp.abs(grad).astype(jnp.float32)), dropped, axes=matrix)
   return masks.MaskState(survives | grown)

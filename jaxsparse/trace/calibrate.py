@@ -5,7 +5,6 @@ from typing import Any, Callable, Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 
 from jaxsparse.core import names
@@ -64,17 +63,23 @@ def calibrate(apply_fn: Callable, params: Any, batches: Iterable,
 
 
 def _finished(total, observer):
+  @jax.jit
+  def finish(values):
+    stats = {name: jax.tree.map(lambda a: a.astype(jnp.float32), observer.finish(value))
+             for name, value in values.items()}
+    return stats, {name: _all_of(jnp.isfinite, statistic) for name, statistic in stats.items()}
+
+  finished, finite = finish({name: seen.value for name, seen in total.items()})
   stats = {}
   for name, seen in sorted(total.items()):
     if seen.flag is not None and not bool(seen.flag):
       logging.warning('%s: no batch reached an operation that uses it, so it has no statistic.',
                       name)
       continue
-    statistic = jax.tree.map(lambda a: a.astype(jnp.float32), observer.finish(seen.value))
-    if not all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(statistic)):
+    if not finite[name]:
       raise ValueError(f'The statistic of {name!r} is not finite: an input to it is NaN or '
                        'infinite, or too large to square in float32, or no row reached it.')
-    stats[name] = statistic
+    stats[name] = finished[name]
   if not stats:
     logging.warning('calibrate found no product that consumes a weight: params must be the first '
                     'argument of apply_fn, and reach the model through it.')
@@ -83,8 +88,14 @@ def _finished(total, observer):
 
 def _check_weights(params):
   leaves, _ = names.named_leaves(params)
-  for leaf in leaves:
-    for part in jax.tree.leaves(leaf.value):
-      floating = jaxprs.is_array(part) and jnp.issubdtype(part.dtype, jnp.inexact)
-      if floating and bool(np.asarray(jnp.isnan(part).any())):
-        raise ValueError(f'The weight {leaf.name!r} holds NaN; calibration needs finite weights.')
+  parts = {leaf.name: [part for part in jax.tree.leaves(leaf.value) if jaxprs.is_array(part)
+                       and jnp.issubdtype(part.dtype, jnp.inexact)] for leaf in leaves}
+  sound = jax.jit(lambda parts: {name: _all_of(lambda x: ~jnp.isnan(x), part)
+                                 for name, part in parts.items()})(parts)
+  for name in parts:
+    if not sound[name]:
+      raise ValueError(f'The weight {name!r} holds NaN; calibration needs weights that do not.')
+
+
+def _all_of(test, tree):
+  return jnp.all(jnp.array([test(x).all() for x in jax.tree.leaves(tree)], bool))

@@ -73,8 +73,9 @@ def _conv(contraction, x, w):
 def _take(contraction, x, w):
   rows = w.shape[0]
   if contraction.primitive.name == 'dynamic_slice':
-    return formats.take(w, jnp.clip(x, 0, rows - 1)[None]).astype(contraction.dtype)
-  ids = x[..., 0]
+    row = jnp.clip(x.astype(jnp.int32), 0, rows - 1)
+    return formats.take(w, row[None]).astype(contraction.dtype)
+  ids = x[..., 0].astype(jnp.int32)   # a byte cannot hold the bound it is compared with
   out = formats.take(w, jnp.clip(ids, 0, rows - 1)).astype(contraction.dtype)
   fill = contraction.params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP
   if not fill:

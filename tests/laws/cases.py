@@ -26,6 +26,7 @@ GUESSES = {'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4'
 # Further spelled forms of a word, beside the guessed one.
 ARGUMENTS = {
     'magnitude': ['magnitude(linear(0.75, end=2, every=1))', 'magnitude(0.5, pattern=block(2, 1))',
+                  'magnitude(linear(0.5, end=2, every=1), pattern=n_m(2, 4))',
                   'magnitude(0.5, pattern=channel())', 'magnitude(0.5, distribution=pooled)',
                   'magnitude(0.5, distribution=erk)'],
     'rigl': ['rigl(0.5, every=1, end=10)'],

@@ -12,10 +12,10 @@ import jaxsparse as jsp
 def drop_and_grow(w, mask, grad, fraction):
   """One update of one matrix, entry by entry; ties to the lower index."""
   w, old, grad = np.abs(w).ravel(), mask.ravel(), np.abs(grad).ravel()
-  active, inactive = np.flatnonzero(old), np.flatnonzero(~old)
-  count = min(int(np.round(np.float32(fraction) * len(active))), len(inactive))
+  active = np.flatnonzero(old)
+  count = int(np.round(np.float32(fraction) * len(active)))
   keep = sorted(active, key=lambda i: (-w[i], i))[:len(active) - count]
-  grow = sorted(inactive, key=lambda i: (-grad[i], i))[:count]
+  grow = sorted(set(range(old.size)) - set(keep), key=lambda i: (-grad[i], i))[:count]
   new = np.zeros(old.size, bool)
   new[[*keep, *grow]] = True
   return new.reshape(mask.shape)
@@ -75,10 +75,13 @@ class RiglTest(parameterized.TestCase):
     _, state = transform.init(params)
     entry = state.weights['kernel']._replace(mask=jnp.asarray([[True, True], [False, False]]))
     state.weights['kernel'] = entry
-    grads = {'kernel': jnp.asarray([[99.0, 99.0], [-5.0, 4.0]])}
-    # Half of two is dropped: -3, the smaller; the larger gradient of the inactive grows.
+    grads = {'kernel': jnp.asarray([[99.0, 1.0], [-5.0, 4.0]])}
+    # Half of two is dropped: -3, the smaller; -5 is the largest gradient of what is not kept.
     new = transform.update(params, state, grads=grads, refresh=True)
     self.assertEqual(mask_of(new).tolist(), [[True, False], [True, False]])
+    grads = {'kernel': jnp.asarray([[99.0, 6.0], [-5.0, 4.0]])}
+    again = transform.update(params, state, grads=grads, refresh=True)
+    self.assertEqual(mask_of(again).tolist(), [[True, True], [False, False]])   # -3 won its place
 
   def test_experts_compete_alone(self):
     transform = jsp.rigl(0.5, every=1, end=10)

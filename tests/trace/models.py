@@ -57,7 +57,7 @@ def cnn():
   """A linen CNN with strides, padding and groups."""
   x = jax.random.normal(jax.random.key(1), (2, 6, 5, 4))
   net = _Cnn()
-  return net.apply, net.init(jax.random.key(0), x), x
+  return net.apply, jax.jit(net.init)(jax.random.key(0), x), x
 
 
 def nnx_transformer():
@@ -74,7 +74,7 @@ def haiku_net():
     return hk.nets.MLP([8, 3])(x.reshape(x.shape[0], -1))
   net = hk.without_apply_rng(hk.transform(forward))
   x = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
-  return net.apply, net.init(jax.random.key(0), x), x
+  return net.apply, jax.jit(net.init)(jax.random.key(0), x), x
 
 
 def equinox_net():
