@@ -173,13 +173,16 @@ def _tiles(runs, base):
       and r.accuracy >= base.accuracy - _TOLERANCE - 1e-9
     ]
     whole = getattr(base, axis.field)
-    if near and whole:
-      best = min(near, key=lambda r: getattr(r, axis.field))
-      tiles.append(
-        f'<div class="tile"><p>{verb} within 1 point</p>'
-        f'<strong>{getattr(best, axis.field) / whole:.2f}×</strong>'
-        f'<span>{escape(best.label)}, {table.percent(best.accuracy)}</span></div>'
-      )
+    if not near or not whole:
+      continue
+    best = min(near, key=lambda r: getattr(r, axis.field))
+    gain, text = getattr(best, axis.field) / whole, f'{best.label}, {table.percent(best.accuracy)}'
+    if gain > 0.995:
+      gain, text = 1.0, 'dense; nothing is cheaper'
+    tiles.append(
+      f'<div class="tile"><p>{verb} within 1 point</p><strong>{gain:.2f}×</strong>'
+      f'<span>{escape(text)}</span></div>'
+    )
   return f'<div class="tiles">{"".join(tiles)}</div>'
 
 

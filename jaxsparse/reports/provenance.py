@@ -29,7 +29,7 @@ def provenance(command: str, **more: str) -> dict[str, str]:
     'Date': f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',
     'Machine': f'{platform.machine()}, {os.cpu_count()} cores, jax on {device.platform}{kind}',
     'Versions': ', '.join(versions),
-  } | {key.replace('_', ' ').capitalize(): value for key, value in more.items()}
+  } | {key[:1].upper() + key[1:].replace('_', ' '): value for key, value in more.items()}
 
 
 def _version(name: str) -> str | None:

@@ -4,9 +4,9 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from absl import flags
 from absl.testing import flagsaver
-import pytest
 
 from launch import demo
 
