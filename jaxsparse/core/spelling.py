@@ -5,7 +5,7 @@ from typing import Any, Callable, NamedTuple
 
 
 class Call(NamedTuple):
-  """A factory's name and the arguments that differ from its defaults."""
+  """A factory's name and its arguments."""
 
   name: str
   args: tuple[Any, ...]
@@ -15,26 +15,22 @@ class Call(NamedTuple):
 def call(factory: Callable, arguments: dict[str, Any]) -> Call:
   """The call that made something: used as `spelling.call(nm, locals())`, a factory's first line.
 
-  Parameters that may be positional are spelled so up to the last that matters; keyword-only ones
-  are spelled by name when they differ from their default.
+  Positional parameters are always spelled, so that a recipe does not change its meaning with a
+  default; keyword-only ones are spelled when they differ from theirs.
   """
   args, kwargs = [], []
   for name, parameter in inspect.signature(factory).parameters.items():
     value = arguments[name]
-    is_default = parameter.default is not parameter.empty and value is parameter.default or (
-        isinstance(value, (int, float, str, bool, type(None))) and type(value) is
-        type(parameter.default) and value == parameter.default)
-    if parameter.kind is parameter.KEYWORD_ONLY:
-      if not is_default:
-        kwargs.append((name, value))
-    elif parameter.kind is parameter.VAR_POSITIONAL:
-      args.extend(value)
-    elif not is_default:
-      if kwargs:
-        kwargs.append((name, value))
-      else:
-        args.append(value)
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+      args.append(value)
+    elif not _same(value, parameter.default):
+      kwargs.append((name, value))
   return Call(factory.__name__, tuple(args), tuple(kwargs))
+
+
+def _same(value: Any, default: Any) -> bool:
+  literal = isinstance(value, (int, float, str, bool, type(None)))
+  return value is default or (literal and type(value) is type(default) and value == default)
 
 
 def spell_value(value: Any) -> str:

@@ -48,19 +48,17 @@ class NMArray(formats.SparseFormat):
     positions = packed.PackedInts.pack(order.reshape(compact), bits, signed=False)
     return cls(values.reshape(compact), positions, layout, n, m)
 
-  def _one_hot(self):
-    rows, outputs = self.layout.matrix_shape[-2:]
-    batch = self.layout.matrix_shape[:-2]
-    positions = self.positions.unpack().reshape(*batch, rows // self.m, self.n, 1, outputs)
-    shape = (*positions.shape[:-2], self.m, outputs)
-    return positions == jax.lax.broadcasted_iota(positions.dtype, shape, positions.ndim - 2)
-
   def dense_matrix(self):
-    values = packed.unpacked(self.values)
-    hot = self._one_hot()
-    shape = (*hot.shape[:-3], self.n, 1, hot.shape[-1])
-    # Positions differ, so each sum has one term and is exact in any dtype.
-    dense = jnp.where(hot, values.reshape(shape), 0).sum(-3, dtype=values.dtype)
+    *batch, rows, outputs = self.layout.matrix_shape
+    split = lambda a: a.reshape(*batch, rows // self.m, self.n, outputs)
+    values, positions = split(packed.unpacked(self.values)), split(self.positions.unpack())
+    shape = (*batch, rows // self.m, self.m, outputs)
+    row = jax.lax.broadcasted_iota(positions.dtype, shape, len(shape) - 2)
+    dense = jnp.zeros(shape, values.dtype)
+    # n selections that fuse into one pass; a sum over an axis of n would not vectorize on CPU.
+    for i in range(self.n):
+      here = slice(i, i + 1)
+      dense = jnp.where(row == positions[..., here, :], values[..., here, :], dense)
     return dense.reshape(self.layout.matrix_shape).astype(self.dtype)
 
   def multiply_adds(self, rows):
