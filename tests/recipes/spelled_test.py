@@ -55,7 +55,8 @@ class SpelledTest(parameterized.TestCase):
       'magnitude(cubic(0.9, start=20, end=300, every=20))', 'rigl(0.9, every=20, distribution=erk)',
       "at('(.*/)?kernel', magnitude(0.5, pattern=block(4, 4)) | lsq(4))",
       "rules([('a', nm(2, 4)), ('.*', identity())])", 'lora(16, base=nm(2, 4) | nf4(group=32))',
-      "low_rank({'a/kernel': 8})", "magnitude(0.5, pattern=channel('output'))", 'clustered(16)', 'identity()',
+      "low_rank({'a/kernel': 8})", "magnitude(0.5, pattern=channel('output'))",
+      'clustered(16)', 'identity()',
       "fake_quantize('int4', granularity='group', group=32)")
   def test_spelled_form_is_canonical(self, text):
     self.assertEqual(jsp.spell(jsp.parse(text)), text)
