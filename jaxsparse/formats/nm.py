@@ -39,14 +39,9 @@ class NMArray(formats.SparseFormat):
   @classmethod
   def from_mask(cls, matrix, mask, layout, n, m) -> 'NMArray':
     """Stores the entries of `matrix` `[*batch, R, O]` where `mask` (n or fewer of m) is True."""
-    rows, outputs = matrix.shape[-2:]
-    grouped = lambda a: a.reshape(*a.shape[:-2], rows // m, m, outputs)
-    order = jnp.argsort(~grouped(mask), axis=-2, stable=True)[..., :n, :]
-    compact = (*matrix.shape[:-2], rows // m * n, outputs)
-    values = jnp.take_along_axis(jnp.where(grouped(mask), grouped(matrix), 0), order, axis=-2)
+    values, order = _compact(matrix, mask, n, m)
     bits = max((m - 1).bit_length(), 1)
-    positions = packed.PackedInts.pack(order.reshape(compact), bits, signed=False)
-    return cls(values.reshape(compact), positions, layout, n, m)
+    return cls(values, packed.PackedInts.pack(order, bits, signed=False), layout, n, m)
 
   def dense_matrix(self):
     *batch, rows, outputs = self.layout.matrix_shape
@@ -75,3 +70,14 @@ class NMArray(formats.SparseFormat):
 
   def with_bits(self, bits):
     return dataclasses.replace(self, values=packed.PackedInts.pack(self.values, bits, signed=True))
+
+
+@functools.partial(jax.jit, static_argnames=('n', 'm'))
+def _compact(matrix, mask, n, m):
+  """Values and positions `[*batch, R / m * n, O]` of the entries that `mask` keeps."""
+  rows, outputs = matrix.shape[-2:]
+  grouped = lambda a: a.reshape(*a.shape[:-2], rows // m, m, outputs)
+  order = jnp.argsort(~grouped(mask), axis=-2, stable=True)[..., :n, :]
+  values = jnp.take_along_axis(jnp.where(grouped(mask), grouped(matrix), 0), order, axis=-2)
+  shape = (*matrix.shape[:-2], rows // m * n, outputs)
+  return values.reshape(shape), order.reshape(shape)

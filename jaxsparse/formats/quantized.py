@@ -41,8 +41,7 @@ class QArray(formats.Format):
 
     A sparse format is kept sparse where the grid's zero has code 0, and densified otherwise.
     """
-    def code(m):
-      return grid.encode(m.astype(jnp.float32) / scales.expand(scale, m.shape[-2], group))
+    code = lambda m: _codes(m, scale, grid, group)
     if isinstance(matrix, formats.SparseFormat) and grid.zero_code == 0:
       codes = matrix.map_values(code).with_bits(grid.bits)
     else:
@@ -91,3 +90,9 @@ class QArray(formats.Format):
     codes = dataclasses.replace(self.codes, data=self.codes.data[ids]).unpack()
     cell = ids * 0 if self.scale.shape[0] == 1 else ids // self.group
     return (self.grid.decode(codes) * self.scale[cell]).astype(self.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=('grid', 'group'))
+def _codes(matrix, scale, grid, group):
+  full = scales.expand(scale, matrix.shape[-2], group)
+  return grid.encode(matrix.astype(jnp.float32) / full)

@@ -3,6 +3,8 @@
 int2 arrays abort XLA:CPU and int4 arrays report one byte an element, so codes are stored as uint8.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,8 @@ def width(bits: int) -> int:
   raise ValueError(f'Codes of {bits} bits cannot be packed; expected 1 to 8.')
 
 
+# Compiled by shape, so that packing a model outside jit costs few programs.
+@functools.partial(jax.jit, static_argnames=('bits', 'axis'))
 def pack(codes: jax.Array, bits: int, axis: int = -2) -> jax.Array:
   """Packs `codes` (integers in `[0, 2^bits)`) along `axis`, the first code in the lowest bits.
 
@@ -46,6 +50,7 @@ def pack(codes: jax.Array, bits: int, axis: int = -2) -> jax.Array:
   return jnp.moveaxis(codes, 0, axis)
 
 
+@functools.partial(jax.jit, static_argnames=('bits', 'size', 'axis'))
 def unpack(packed: jax.Array, bits: int, size: int, axis: int = -2) -> jax.Array:
   """The inverse of `pack`: uint8 codes with `size` entries along `axis`."""
   w = width(bits)
