@@ -227,6 +227,7 @@ def _fold(parts: tuple[Transform, ...], function: str) -> Callable:
   """Runs `function` of each part on what the one before it returned."""
   def run(params, state):
     for part, s in zip(parts, _states(parts, state)):
+      params = params if part.spec.takes_formats else formats.densify(params)
       params = getattr(part, function)(params, s)
     return params
   return run
@@ -234,4 +235,5 @@ def _fold(parts: tuple[Transform, ...], function: str) -> Callable:
 
 def _joined(parts: tuple[Transform, ...], spelling: spell.Call) -> transforms.Spec:
   due: Callable = lambda count: any(part.spec.due(count) for part in parts)
-  return transforms.Spec(spelling, due, any(p.spec.restructures for p in parts), parts)
+  return transforms.Spec(spelling, due, any(p.spec.restructures for p in parts), parts,
+                         takes_formats=True)

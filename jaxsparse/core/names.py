@@ -74,13 +74,19 @@ def named_leaves(tree: Any, stop=frozenset()) -> tuple[list[Leaf], Callable[[lis
   Raises:
     ValueError: two leaves have one key.
   """
-  is_leaf = lambda x: formats.is_format(x) or is_latents(x)
-  flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+  def is_leaf(path, x):
+    if formats.is_format(x) or is_latents(x):
+      return True
+    # A method's own NamedTuple, which need not say which of its fields are weights.
+    return isinstance(x, tuple) and hasattr(x, '_fields') and weight_name(path) in stop
+
+  flat, treedef = jax.tree_util.tree_flatten_with_path(
+      tree, is_leaf=is_leaf, is_leaf_takes_path=True)
   leaves: list[Leaf] = []
 
   def walk(key, x, is_weight):
     if not is_latents(x) or key in stop:
-      weight = is_weight and (is_latents(x) or formats.is_format(x) or _can_be_weight(x))
+      weight = is_weight and (isinstance(x, tuple) or formats.is_format(x) or _can_be_weight(x))
       leaves.append(Leaf(key, name_of(key), x, weight))
       return next
     inside = [walk(f'{key}:{field}', getattr(x, field), is_weight and field in x.__latents__)

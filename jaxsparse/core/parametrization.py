@@ -18,7 +18,9 @@ class Parametrization(NamedTuple):
 
   Attributes:
     init: `(w, *, stats, grads, seed, layout, name) -> (latents, state)`; `stats` and `grads` are
-      this weight's, or None.
+      this weight's, or None. Latents are an array or a NamedTuple of arrays; a class attribute
+      `__latents__` of the latter lists the fields that stages to the left may transform (a field
+      `w` then keeps the weight's name). Without it all fields count, each under its own name.
     apply: `(latents, state, *, count, seed, layout) -> w`, a matrix or a format.
     update: `(latents, state, *, count, seed, grads, refresh) -> state`; None keeps the state.
     pack: `(latents, state, *, layout, stored) -> format or matrix`; None means `apply`. `stored`

@@ -3,6 +3,8 @@
 import inspect
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
+
 
 class Call(NamedTuple):
   """A factory's name and its arguments."""
@@ -49,6 +51,8 @@ def spell_value(value: Any) -> str:
     parts = [spell_value(a) for a in spelled.args]
     parts += [f'{name}={spell_value(v)}' for name, v in spelled.kwargs]
     return f'{spelled.name}({", ".join(parts)})'
+  if isinstance(value, np.generic):
+    value = value.item()
   if isinstance(value, tuple) and type(value) is tuple:
     inner = ', '.join(map(spell_value, value))
     return f'({inner},)' if len(value) == 1 else f'({inner})'

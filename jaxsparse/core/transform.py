@@ -30,6 +30,8 @@ class Spec(NamedTuple):
     due: whether `update` has expensive work at a count (an int), such as new masks.
     restructures: whether latent params may have another structure than the model's.
     parts: transforms a combinator is made of, in the order of its state tuple.
+    takes_formats: whether `apply` and `pack` accept formats that an earlier stage returned; they
+      are densified before a stage that does not.
     final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
       schedule ends with, where the pattern allows them; None for what does not prune.
   """
@@ -38,6 +40,7 @@ class Spec(NamedTuple):
   due: Callable[[int], bool] = never
   restructures: bool = False
   parts: tuple['Transform', ...] = ()
+  takes_formats: bool = False
   final_masks: Callable | None = None
 
 
@@ -106,7 +109,7 @@ def identity() -> Transform:
       apply=lambda params, state: params,
       update=lambda params, state, **_: state,
       pack=lambda params, state: params,
-      spec=Spec(spell.call(identity, {})))
+      spec=Spec(spell.call(identity, {}), takes_formats=True))
 
 
 def is_floating(x: Any) -> bool:

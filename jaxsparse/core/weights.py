@@ -125,10 +125,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
 
   def view(params, state):
-    entries = state.active()
-    leaves, rebuild = names.named_leaves(params, stop=set(entries))
-    found = {leaf.key: leaf.value for leaf in leaves if leaf.key in entries}
-    _check_match(found, entries, leaves)
+    leaves, rebuild, entries, found = _matched(params, state)
     layouts = {k: entry.layout for k, entry in entries.items()}
     stored = {k: x if formats.is_format(x) else None for k, x in found.items()}
     latents = {k: to_matrices(formats.densify(x), layouts[k]) for k, x in found.items()}
@@ -145,6 +142,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return run
 
   def t_update(params, state, *, grads=None, refresh=None, **extra):
+    _matched(params, state)
     weights = state.weights
     if update is not None:
       *_, layouts, _, latents, states = view(params, state)
@@ -155,7 +153,8 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return dataclasses.replace(
         state, count=optax.safe_increment(state.count), weights=weights)
 
-  return transforms.Transform(t_init, mapped(apply), t_update, mapped(pack or apply), spec)
+  return transforms.Transform(t_init, mapped(apply), t_update, mapped(pack or apply),
+                              spec._replace(takes_formats=True))
 
 
 def _layout(leaf: names.Leaf, w, axes) -> roles.Layout:
@@ -175,8 +174,14 @@ def _by_key(grads, layouts):
   if grads is None:
     return None
   leaves, _ = names.named_leaves(grads)
-  return {leaf.key: layouts[leaf.key].to_matrix(formats.densify(leaf.value))
-          for leaf in leaves if leaf.key in layouts}
+  found = {leaf.key: formats.densify(leaf.value) for leaf in leaves if leaf.key in layouts}
+  for key, layout in layouts.items():
+    shape = getattr(found.get(key), 'shape', None)
+    if shape != layout.shape:
+      raise ValueError(f'{names.name_of(key)}: the gradients do not match the weight: found '
+                       f'{"none" if shape is None else f"shape {shape}"}, expected shape '
+                       f'{layout.shape}.')
+  return {key: layouts[key].to_matrix(g) for key, g in found.items()}
 
 
 def _check_finite(arrays):
@@ -187,6 +192,22 @@ def _check_finite(arrays):
     if bad:
       raise ValueError(f'{names.name_of(key)}: {bad} of {w.size} values are NaN or infinite; '
                        'expected a finite weight.')
+
+
+def _matched(params, state):
+  """Leaves of `params`, the function that rebuilds them, active entries, and what they found.
+
+  Raises:
+    ValueError: the params do not match the state.
+  """
+  if not isinstance(state, WeightsState):
+    raise ValueError('The state does not match the transform: found '
+                     f'{type(state).__name__}, expected WeightsState.')
+  entries = state.active()
+  leaves, rebuild = names.named_leaves(params, stop=set(entries))
+  found = {leaf.key: leaf.value for leaf in leaves if leaf.key in entries}
+  _check_match(found, entries, leaves)
+  return leaves, rebuild, entries, found
 
 
 def _check_match(found, entries, leaves):
@@ -202,9 +223,13 @@ def _check_match(found, entries, leaves):
 
 
 def _kind(latents) -> str:
-  if names.is_latents(latents) or not hasattr(latents, 'shape'):
-    return type(latents).__name__
-  return f'an array of shape {tuple(latents.shape)}'
+  """What stands in a weight's place, shapes included: what params are compared by."""
+  if hasattr(latents, 'shape'):
+    return f'an array of shape {tuple(latents.shape)}'
+  if hasattr(latents, '_fields'):
+    inside = ', '.join(f'{f}: {_kind(getattr(latents, f))}' for f in latents._fields)
+    return f'{type(latents).__name__}({inside})'
+  return type(latents).__name__
 
 
 def init_selected(transform, params, hit, extra):

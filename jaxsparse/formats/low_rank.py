@@ -47,18 +47,25 @@ class LowRankArray(formats.Format):
       return (self.base.matmul(x) if own else x @ self.base.astype(dtype)) + (x @ u) @ v
     return (x @ u) @ v if self._saves() else x @ self.dense_matrix().astype(dtype)
 
+  def convolves(self, rhs_spec, feature_group_count=1, batch_group_count=1) -> bool:
+    """Whether `convolve` multiplies factor by factor: no groups, no base, matching roles."""
+    out_axis, *reduced = rhs_spec
+    roles = self.layout.axes
+    return (feature_group_count == batch_group_count == 1 and not self.layout.batch
+            and self.base is None and roles.output == (out_axis,)
+            and set(roles.reduction) == set(reduced) and self._saves())
+
+  def merge_multiply_adds(self):
+    base = self.base.merge_multiply_adds() if formats.is_format(self.base) else 0
+    return base + self.size * self.u.shape[-1]
+
   def convolve(self, x, *, dimension_numbers=None, feature_group_count=1, batch_group_count=1,
                rhs_dilation=None, **params):
     """A convolution into `rank` channels, then a 1 x 1 one; None where that is not the layout."""
     names = jax.lax.conv_dimension_numbers(x.shape, self.shape, dimension_numbers)
-    out_axis, *reduced = names.rhs_spec
-    plain = (feature_group_count == batch_group_count == 1 and not self.layout.batch
-             and self.base is None)
-    roles = self.layout.axes
-    if not plain or roles.output != (out_axis,) or set(roles.reduction) != set(reduced):
+    if not self.convolves(names.rhs_spec, feature_group_count, batch_group_count):
       return None
-    if not self._saves():
-      return None
+    roles, out_axis = self.layout.axes, names.rhs_spec[0]
     dtype = jnp.result_type(x, self.dtype)
     rank = self.u.shape[-1]
     narrow = [rank if a == out_axis else n for a, n in enumerate(self.shape)]

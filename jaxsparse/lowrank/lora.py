@@ -4,6 +4,7 @@ Hu et al., "LoRA" (arXiv:2106.09685): `w = base + (alpha / rank) a b`, `a` Gauss
 fresh LoRA is its base. Dettmers et al., "QLoRA" (arXiv:2305.14314) is `lora(base=nf4())`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.formats import low_rank as low_rank_format
+from jaxsparse.numerics import hashing
 
 
 class Lora(NamedTuple):
@@ -53,6 +55,9 @@ def lora(rank: int = 8, *, alpha: float = 16.0, base: transforms.Transform | Non
   spelling = spell.call(lora, locals())
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
     raise ValueError(f'rank must be a positive integer, got {rank!r}.')
+  if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+    raise ValueError(f'alpha must be a finite number, got {alpha!r}.')
+  hashing.check_seed(seed)
   if base is not None and not isinstance(base, transforms.Transform):
     raise TypeError(f'base must be a Transform such as nf4(), got {base!r}.')
   frozen = parametrization.freeze(

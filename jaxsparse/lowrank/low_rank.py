@@ -50,6 +50,8 @@ def low_rank(rank) -> transforms.Transform:
   """
   spelling = spell.call(low_rank, locals())
   by_name = rank if isinstance(rank, dict) else None
+  if by_name == {}:
+    raise ValueError('low_rank({}) selects no weight; name some, or give one rank for all.')
   for value in (by_name.values() if by_name is not None else [rank]):
     _check_rank(value)
 

@@ -5,6 +5,17 @@ import hashlib
 import jax
 
 
+def check_seed(seed) -> int:
+  """`seed` if it is an integer.
+
+  Raises:
+    ValueError: it is not one.
+  """
+  if isinstance(seed, bool) or not isinstance(seed, int):
+    raise ValueError(f'seed must be an integer, got {seed!r}.')
+  return seed
+
+
 def key_of(seed: int, name: str, count=None) -> jax.Array:
   """A PRNG key for the weight called `name` at step `count`, independent of tree order.
 

@@ -58,6 +58,8 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
                      f'{distribution!r}.')
   if distribution is distributions.pooled:
     raise ValueError('rigl draws masks at random, so there is no score to pool; use erk.')
+  hashing.check_seed(seed)
+  schedules.every(every, 0, end)   # says what is wrong with either
   when = schedules.every(every, every, max(end, every))
   pattern = patterns.unstructured()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import math
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -127,8 +128,15 @@ def _cost(contraction, packed) -> WeightFlops:
   rows = max(dense // (2 * packed.size), 1)
   cost = packed.multiply_adds(rows)
   share = lambda part: round(dense * fractions.Fraction(int(part), rows * packed.size))
-  executed = share(cost.executed) if _multiplied_as_stored(contraction, packed) else dense
-  return WeightFlops(executed, share(cost.ideal))
+  if _multiplied_as_stored(contraction, packed):
+    return WeightFlops(share(cost.executed), share(cost.ideal))
+  # Each slice of a stack is merged once a pass over the stack.
+  source = contraction.origin
+  slices = math.prod(packed.shape[n] for n in range(packed.ndim) if n not in source.kept)
+  merge = 2 * packed.merge_multiply_adds() * contraction.repeats // max(slices, 1)
+  # Factors that a convolution cannot use (groups, a base) promise it nothing.
+  unusable = contraction.kind == 'conv' and hasattr(packed, 'convolves')
+  return WeightFlops(dense + merge, dense if unusable else share(cost.ideal))
 
 
 def _multiplied_as_stored(contraction, packed) -> bool:
@@ -145,4 +153,8 @@ def _multiplied_as_stored(contraction, packed) -> bool:
     packed = jax.tree.map(one, packed).drop_leading()
   if not contraction.takes(packed):
     return False
-  return contraction.kind == 'dot' or hasattr(packed, 'convolve')
+  if contraction.kind == 'dot':
+    return True
+  spec = [source.positions[a] for a in contraction.params['dimension_numbers'].rhs_spec]
+  groups = (contraction.params['feature_group_count'], contraction.params['batch_group_count'])
+  return hasattr(packed, 'convolves') and packed.convolves(spec, *groups)
