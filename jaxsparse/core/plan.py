@@ -24,8 +24,9 @@ class Row(NamedTuple):
     shape: its shape.
     roles: reduction and output axes, or None where it stays dense.
     scheme: the spelled form of what is done to it, or why it stays dense.
-    sparsity: the final fraction of zeros; None where nothing prunes it.
-    kept: the entries left at that sparsity, of `size`; None where nothing prunes it.
+    sparsity: the final fraction of zeros; None where nothing prunes it, or several stages do,
+      whose masks overlap as the weights decide.
+    kept: the entries left at that sparsity; None where `sparsity` is.
     size_bytes: of the dense weight.
     packed_bytes: at the final sparsity; None where a method keeps its masks to itself.
   """

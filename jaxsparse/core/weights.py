@@ -142,12 +142,14 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return run
 
   def t_update(params, state, *, grads=None, refresh=None, **extra):
-    _matched(params, state)
-    weights = state.weights
-    if update is not None:
+    if update is None:
+      _matched(params, state)
+      weights = state.weights
+    else:
       *_, layouts, _, latents, states = view(params, state)
       new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
                     grads=_by_key(grads, layouts), **extra)(latents, states)
+      weights = state.weights
       if new is not states:   # what did not change stays the same object, as realign can see
         weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
     return dataclasses.replace(

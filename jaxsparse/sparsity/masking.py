@@ -45,6 +45,13 @@ def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
           for key, n in units.items()}
 
 
+def check_distribution(distribution) -> None:
+  """Raises ValueError where `distribution` is no function of layouts and a sparsity."""
+  if not callable(distribution):
+    raise ValueError('distribution must be uniform, erk, pooled or a function like them, got '
+                     f'{distribution!r}.')
+
+
 def final_masks(pattern: patterns.Pattern, schedule: schedules.Schedule,
                 distribution: Callable) -> Callable:
   """What `Spec.final_masks` asks for: the mask of an all-equal weight when the schedule is over."""

@@ -97,9 +97,7 @@ def nm(n: int, m: int) -> transforms.Transform:
 def _prune(criterion, schedule, pattern, distribution, spelling):
   if not isinstance(pattern, patterns.Pattern):
     raise ValueError(f'pattern must be a pattern such as n_m(2, 4), got {pattern!r}.')
-  if not callable(distribution):
-    raise ValueError(f'distribution must be uniform, erk, pooled or a function like them, got '
-                     f'{distribution!r}.')
+  masking.check_distribution(distribution)
   pooled = distribution is distributions.pooled
   if pooled and not pattern.entries:
     raise ValueError('pooled ranks single entries; use it with the unstructured pattern.')

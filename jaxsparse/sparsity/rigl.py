@@ -53,9 +53,7 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
                      f'{spell.spell_value(sparsity)}.')
   if not 0 <= alpha <= 1:
     raise ValueError(f'alpha must be in [0, 1], got {alpha!r}.')
-  if not callable(distribution):
-    raise ValueError(f'distribution must be uniform, erk or a function like them, got '
-                     f'{distribution!r}.')
+  masking.check_distribution(distribution)
   if distribution is distributions.pooled:
     raise ValueError('rigl draws masks at random, so there is no score to pool; use erk.')
   hashing.check_seed(seed)
