@@ -78,6 +78,7 @@ from jaxsparse.training import restage
 from jaxsparse.training import restore_checkpoint
 from jaxsparse.training import save_checkpoint
 from jaxsparse.training import sharding_specs
+from jaxsparse.training import train_shardings
 from jaxsparse.training import train_step
 from jaxsparse.training import value_and_grad
 from jaxsparse.core.masks import sparsity  # isort: skip  (after the room of the same name)

@@ -6,10 +6,11 @@ from jaxsparse.training.gradients import value_and_grad
 from jaxsparse.training.restage import restage
 from jaxsparse.training.sharding import optimizer_specs
 from jaxsparse.training.sharding import sharding_specs
+from jaxsparse.training.sharding import train_shardings
 from jaxsparse.training.step import TrainState
 from jaxsparse.training.step import train_step
 
 __all__ = [
     'TrainState', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
-    'sharding_specs', 'train_step', 'value_and_grad',
+    'sharding_specs', 'train_shardings', 'train_step', 'value_and_grad',
 ]

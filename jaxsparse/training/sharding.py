@@ -5,15 +5,55 @@ a leaf of the weight's shape has its spec; otherwise axes are matched with those
 matrix view, one of the same size has that axis' spec, size 1 or a new axis has none.
 """
 
+import math
 from typing import Any
 
 import jax
 import optax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
+from jaxsparse.training import step as steps
+
+
+def train_shardings(transform: transforms.Transform, tx: optax.GradientTransformation, params: Any,
+                    specs: Any, mesh: jax.sharding.Mesh, **extra) -> steps.TrainState:
+  """Where everything a training step carries belongs: latents, state, moments; allocates nothing.
+
+  Args:
+    transform: any transform.
+    tx: the optimizer of the latents.
+    params: arrays, `jax.ShapeDtypeStruct`s, or a traceable function `() -> params`.
+    specs: a tree like `params` of `PartitionSpec`s.
+    mesh: the devices; its axes are those the specs name, of type `AxisType.Auto`.
+    **extra: what `transform.init` takes besides.
+
+  Returns:
+    A `TrainState` of `NamedSharding`s, for `TrainState.create` and `train_step`; its count, which
+    lives on the host, is None.
+
+  Raises:
+    ValueError: a spec has more axes than its weight, or names an axis that the mesh lacks or that
+      does not divide the weight's.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> params, specs = {'kernel': jnp.ones((8, 4))}, {'kernel': PartitionSpec('data')}
+    >>> places = train_shardings(jsp.nm(2, 4), optax.adam(0.1), params, specs, mesh)
+    >>> places.state.weights['kernel'].mask.spec == places.opt_state[0].mu['kernel'].spec
+    True
+  """
+  abstract = jax.eval_shape(params if callable(params) else lambda: params)
+  _check(abstract, specs, mesh)
+  latent_specs, state_specs = sharding_specs(transform, abstract, specs, **extra)
+  latents, _ = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)
+  tree = latent_specs, state_specs, optimizer_specs(tx, latents, latent_specs)
+  place = lambda spec: NamedSharding(mesh, spec)
+  return steps.TrainState(*jax.tree.map(place, tree, is_leaf=_is_spec), None)
 
 
 def sharding_specs(transform: transforms.Transform, params: Any, specs: Any,
@@ -40,11 +80,10 @@ def sharding_specs(transform: transforms.Transform, params: Any, specs: Any,
     >>> state.weights['kernel'].mask == PartitionSpec('data', 'model')
     True
   """
-  is_spec = lambda x: isinstance(x, PartitionSpec)
   abstract = jax.eval_shape(lambda p: p, params)
   latents, state = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)
   leaves, _ = names.named_leaves(abstract)
-  spec_leaves = jax.tree.leaves(specs, is_leaf=is_spec)
+  spec_leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
   if len(spec_leaves) != len(leaves):
     raise ValueError(f'specs has {len(spec_leaves)} leaves and params {len(leaves)}; expected one '
                      'PartitionSpec for each.')
@@ -67,7 +106,7 @@ def sharding_specs(transform: transforms.Transform, params: Any, specs: Any,
       place = _owner(key, owner, layouts)
       derived[key] = jax.tree.map(lambda x, place=place: _derive(x, *place), value)
     return jax.tree.unflatten(jax.tree.structure(node), [
-        PartitionSpec(), *jax.tree.leaves(derived, is_leaf=is_spec)])
+        PartitionSpec(), *jax.tree.leaves(derived, is_leaf=_is_spec)])
 
   is_state = lambda x: isinstance(x, weights.WeightsState)
   return latent_specs, jax.tree.map(of_state, state, is_leaf=is_state)
@@ -91,6 +130,26 @@ def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -
   same = lambda x, p, s: s if x.shape == p.shape else PartitionSpec()
   return optax.tree_map_params(tx, same, abstract, jax.eval_shape(lambda p: p, params), specs,
                                transform_non_params=lambda _: PartitionSpec())
+
+
+def _is_spec(x) -> bool:
+  return isinstance(x, PartitionSpec)
+
+
+def _check(params, specs, mesh):
+  """What jax would say without the weight's name, in the middle of a compilation."""
+  leaves, _ = names.named_leaves(params)
+  for leaf, spec in zip(leaves, jax.tree.leaves(specs, is_leaf=_is_spec)):
+    for axis, given in zip(range(len(leaf.value.shape)), spec):
+      parts = given if isinstance(given, tuple) else () if given is None else (given,)
+      missing = [part for part in parts if part not in mesh.shape]
+      if missing:
+        raise ValueError(f'{leaf.name}: {spec} names {missing}, the mesh has '
+                         f'{list(mesh.axis_names)}.')
+      count = math.prod(mesh.shape[part] for part in parts)
+      if leaf.value.shape[axis] % count:
+        raise ValueError(f'{leaf.name}: axis {axis} of {leaf.value.shape} is not divisible by '
+                         f'{count} ({"x".join(parts)} of the mesh).')
 
 
 def _layouts(state) -> dict[str, Any]:

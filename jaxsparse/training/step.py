@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
   @classmethod
   def create(cls, transform: transforms.Transform, tx: optax.GradientTransformation, params: Any,
-             **extra) -> 'TrainState':
+             *, shardings: 'TrainState | None' = None, **extra) -> 'TrainState':
     """Initializes transform and optimizer on dense weights.
 
     The weights are copied, as a step donates its buffers.
@@ -40,17 +40,26 @@ class TrainState(NamedTuple):
     Args:
       transform: any transform.
       tx: any optax optimizer.
-      params: effective weights in the model's container.
+      params: effective weights in the model's container, or a traceable function `() -> weights`:
+        with `shardings` it is compiled, so that no device ever holds a whole weight.
+      shardings: what `train_shardings` returns; None leaves everything where it is.
       **extra: what `transform.init` takes besides (`stats`, `grads`, `axes`).
     """
-    latents, state = transform.init(params, **extra)
-    latents, state = jax.tree.map(jnp.copy, (latents, state))
-    return cls(latents, state, tx.init(latents), 0)
+    def build(weights):
+      latents, state = transform.init(weights() if callable(weights) else weights, **extra)
+      latents, state = jax.tree.map(jnp.copy, (latents, state))
+      return latents, state, tx.init(latents)
+
+    if shardings is None:
+      return cls(*build(params), 0)
+    given = () if callable(params) else (params,)
+    placed = jax.jit(lambda *weights: build(*weights or (params,)), out_shardings=shardings[:3])
+    return cls(*placed(*given), 0)
 
 
 def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
                transform: transforms.Transform, *, has_aux: bool = False,
-               dense: bool = True) -> Callable:
+               dense: bool = True, shardings: TrainState | None = None) -> Callable:
   """One optimization step, jitted, with donated buffers.
 
   Args:
@@ -60,6 +69,8 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
     transform: any transform.
     has_aux: whether the loss returns aux.
     dense: as in `value_and_grad`.
+    shardings: what `train_shardings` returns: the state stays sharded so, loss and aux are
+      replicated. None leaves it to the compiler, which replicates masks.
 
   Returns:
     `step(train_state, *args) -> (train_state, loss, aux)`; aux is None without `has_aux`. The
@@ -87,7 +98,8 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
       params, opt_state = moments.realign(tx, params, opt_state, state, new_state)
     return params, new_state, opt_state, loss, aux
 
-  compiled = jax.jit(body, static_argnums=0, donate_argnums=(1, 2, 3))
+  compiled = jax.jit(body, static_argnums=0, donate_argnums=(1, 2, 3),
+                     out_shardings=_outputs(shardings))
 
   def step(train_state: TrainState, *args):
     params, state, opt_state, count = train_state
@@ -101,3 +113,12 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
   # For who wants to look at the programs: `step.compiled.lower(refresh, *args)`.
   step.compiled = compiled
   return step
+
+
+def _outputs(shardings):
+  """Shardings of a step's five outputs, as `jax.jit` takes them; None says nothing."""
+  if shardings is None:
+    return None
+  mesh = jax.tree.leaves(shardings)[0].mesh
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return (*shardings[:3], everywhere, everywhere)
