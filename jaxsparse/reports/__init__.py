@@ -5,6 +5,8 @@ all; `pareto_front`, `pareto_png`, `show_table` and `html_page` compare runs;
 `show_progress` tells how far one is.
 """
 
+from jaxsparse.reports.board import Row
+from jaxsparse.reports.board import show_board
 from jaxsparse.reports.html import page as html_page
 from jaxsparse.reports.pareto import front as pareto_front
 from jaxsparse.reports.pareto import png as pareto_png
@@ -21,6 +23,10 @@ from jaxsparse.reports.record import to_json
 from jaxsparse.reports.record import write_directory
 from jaxsparse.reports.record import write_jsonl
 from jaxsparse.reports.record import write_whole
+from jaxsparse.reports.runs import Run
+from jaxsparse.reports.sheet import csv_text
+from jaxsparse.reports.sheet import parquet
+from jaxsparse.reports.sweep import sweep_page
 from jaxsparse.reports.table import show as show_table
 
 __all__ = [
@@ -41,4 +47,10 @@ __all__ = [
   'html_page',
   'provenance',
   'Picture',
+  'Row',
+  'show_board',
+  'Run',
+  'sweep_page',
+  'csv_text',
+  'parquet',
 ]

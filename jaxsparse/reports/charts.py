@@ -1,11 +1,11 @@
 """Pareto fronts as inline SVG: text that scales, colours from the page's style sheet."""
 
-import html
 import math
 from collections.abc import Sequence
 
 from jaxsparse.reports import labels
 from jaxsparse.reports import pareto
+from jaxsparse.reports import quoting
 from jaxsparse.reports import record as records_lib
 from jaxsparse.reports import ticks
 
@@ -26,7 +26,7 @@ def svg(records: Sequence[records_lib.Record], axis: pareto.Axis, *, anchor: str
   shown = [i for i, r in enumerate(records) if cost(r) is not None and r.accuracy is not None]
   if not shown:
     missing = f'No run has both an accuracy and a figure for {axis.title}.'
-    return f'<p class="missing">{html.escape(missing)}</p>'
+    return f'<p class="missing">{quoting.escaped(missing)}</p>'
   log = axis.unit != '×'
   costs = [cost(records[i]) for i in shown]
   x_ticks = ticks.logarithmic(costs) if log else ticks.linear([*costs, 1.0])
@@ -49,7 +49,7 @@ def svg(records: Sequence[records_lib.Record], axis: pareto.Axis, *, anchor: str
   name = f'Accuracy against {axis.title[0].lower()}{axis.title[1:]}'
   return (
     f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="group" '
-    f'aria-label="{html.escape(name)}">{"".join(parts)}</svg>'
+    f'aria-label="{quoting.escaped(name)}">{"".join(parts)}</svg>'
   )
 
 
@@ -67,7 +67,7 @@ def _point(record, axis, i, kind, spot, place, anchor):
   )
   return (
     f'<a href="#{anchor}-{i}" class="point {kind}" data-run="{anchor}-{i}" '
-    f'aria-label="{html.escape(text)}"><title>{html.escape(text)}</title>'
+    f'aria-label="{quoting.escaped(text)}"><title>{quoting.escaped(text)}</title>'
     f'<circle class="halo" cx="{x:.1f}" cy="{y:.1f}" r="11"/>{mark}'
     f'<text x="{place[0]:.1f}" y="{3.5 - place[1]:.1f}" text-anchor="middle">{i}</text></a>'
   )
@@ -96,13 +96,13 @@ def _frame(axis, x_ticks, y_ticks, x_of, y_of):
     parts.append(
       f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
       f'<text class="tick" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">'
-      f'{html.escape(ticks.text(tick, axis.unit))}</text>'
+      f'{quoting.escaped(ticks.text(tick, axis.unit))}</text>'
     )
   parts.append(
     f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
     f'<text class="tick" x="{_LEFT - 6}" y="{_TOP - 2}" text-anchor="end">%</text>'
     f'<text class="name" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">'
-    f'{html.escape(axis.scale)} →</text>'
+    f'{quoting.escaped(axis.scale)} →</text>'
   )
   return ''.join(parts)
 

@@ -11,13 +11,15 @@ import importlib.resources
 import json
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from jaxsparse.reports import charts
 from jaxsparse.reports import pareto
 from jaxsparse.reports import pictures as pictures_lib
+from jaxsparse.reports import quoting
 from jaxsparse.reports import record as records_lib
 from jaxsparse.reports import table
+
+escape = quoting.escaped
 
 # A loss of accuracy a reader calls "the same": what the summary tiles choose among.
 _TOLERANCE = 0.01
@@ -54,22 +56,27 @@ def page(
   provenance: Mapping[str, str],
   models: Mapping[str, str] | None = None,
   pictures: Sequence[pictures_lib.Picture] = (),
+  before: Sequence[str] = (),
+  after: Sequence[str] = (),
 ) -> str:
   """Returns the whole page.
 
   Args:
-    records: runs, at least one; those of one model share charts and a table.
+    records: runs, at least one unless there are sections before or after; those of one model
+      share charts and a table.
     title: heading of the page.
     summary: one or two sentences under it.
     provenance: what made the numbers: command, date, machine class, versions.
     models: a sentence about each model, by model name.
     pictures: pictures of weights, shown with their runs.
+    before: sections made by this room, escaped already, above the models.
+    after: the same, below them.
 
   Raises:
     ValueError: if there is no record, or a picture belongs to no run.
   """
   records = [records_lib.finite(record) for record in records]
-  if not records:
+  if not (records or before or after):
     raise ValueError('A report needs at least one record.')
   runs = {(r.model, r.label) for r in records}
   for picture in pictures:
@@ -107,7 +114,7 @@ def page(
 <h1>{escape(title)}</h1>
 <p class="lede">{escape(summary)}</p>
 </header>
-{''.join(sections)}
+{''.join([*before, *sections, *after])}
 <footer>
 <h2>Where the numbers come from</h2>
 <dl class="facts">{facts}</dl>
@@ -130,10 +137,13 @@ def _model(model, runs, n, description, pictures):
   anchor = f'm{n}'
   base = table.baseline(runs)
   fronts = {axis.field: set(pareto.record_front(runs, axis.field)) for axis in pareto.AXES}
+  # A sweep measures no latency; an empty chart says nothing a dash in the table does not.
+  measured = {a.field for a in pareto.AXES if any(getattr(r, a.field) is not None for r in runs)}
   figures = ''.join(
     f'<figure><figcaption>{escape(axis.title)}</figcaption>'
     f'{charts.svg(runs, axis, anchor=anchor)}</figure>'
     for axis in pareto.AXES
+    if axis.field in measured or not measured
   )
   heads = _head('#', 'Number in the charts', False) + _head('Compression', '', False)
   heads += ''.join(_head(c.title, c.hint, c.wide) for c in _COLUMNS)
@@ -219,7 +229,9 @@ def _cell(run, column, i, runs, base, fronts):
     reason = escape(run.reasons.get(field, 'Does not apply'))
     return f'<td{_wide(column.wide)} data-value="" title="{reason}">–</td>'
   if field in ('accuracy', 'sparsity'):
-    return f'<td{_wide(column.wide)} data-value="{value}">{table.percent(value)}</td>'
+    spread = run.details.get(f'{field}_deviation')
+    more = f'<small>± {100 * spread:.1f}</small>' if isinstance(spread, float) else ''
+    return f'<td{_wide(column.wide)} data-value="{value}">{table.percent(value)} {more}</td>'
   unit = {'size_bytes': 'B', 'latency_ratio': '×'}.get(field, 'FLOP')
   text, small = pareto.quantity(value, unit), ''
   if unit != '×':
@@ -278,13 +290,17 @@ def _details(run, i, anchor, base):
     'Training': '–' if run.train_seconds is None else f'{run.train_seconds:.1f} s',
   }
   readable = lambda key: key[:1].upper() + key[1:].replace('_', ' ')
-  facts |= {readable(k): str(v) for k, v in run.details.items() if k != 'weights'}
+  facts |= {readable(k): _fact(v) for k, v in run.details.items() if k != 'weights'}
   facts |= {f'Missing: {k}': v for k, v in run.reasons.items()}
   items = ''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in facts.items())
   return (
     f'<details id="{anchor}-{i}"><summary><b>{i}</b> {escape(run.label)}</summary>'
     f'<dl class="facts">{items}</dl>{_weights(run.details.get("weights", ()))}</details>'
   )
+
+
+def _fact(value):
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
 def _weights(weights):

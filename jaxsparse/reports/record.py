@@ -121,7 +121,28 @@ def from_json(line: str) -> Record:
   )
   if unknown or missing:
     raise ValueError(f'Not a record: unknown fields {unknown}, missing fields {missing}.')
+  _check_types(fields)
   return Record(**fields)
+
+
+def _check_types(fields):
+  wrong = lambda name, expected: ValueError(
+    f'Not a record: {name} is {expected}, got {type(fields[name]).__name__}.'
+  )
+  for name in ('model', 'label', 'transform'):
+    if not isinstance(fields[name], str):
+      raise wrong(name, 'a string')
+  for name in FIGURES:
+    if type(fields.get(name)) not in (int, float, type(None)):
+      raise wrong(name, 'a number or null')
+  for name, kind in (('baseline', bool), ('seed', int)):
+    if type(fields.get(name, kind())) is not kind:
+      raise wrong(name, f'a {kind.__name__}')
+  for name in ('details', 'reasons'):
+    if not isinstance(fields.get(name, {}), dict):
+      raise wrong(name, 'an object')
+  if not all(isinstance(reason, str) for reason in fields.get('reasons', {}).values()):
+    raise ValueError('Not a record: reasons are strings.')
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> pathlib.Path:

@@ -17,6 +17,8 @@ def linear(values: Sequence[float], *, count: int = 5) -> list[float]:
   step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= 0.999 * raw)
   # A hair of slack, or 98.5 / 0.5 could round up to one tick too many.
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+  # Values that differ by rounding alone still get an axis of some length.
+  last += (first == last) and high > low
   return [round(step * k, 10) for k in range(first, last + 1)]
 
 

@@ -86,7 +86,7 @@ def follow(eqn: Any, sources: list[Origin | None]) -> list[Origin | None]:
   name = eqn.primitive.name
   if name == 'optimization_barrier':
     return list(sources)
-  source = sources[0]
+  source = sources[0] if sources else None  # `iota` has no operand
   if source is None or (name not in PRESERVING and name not in _RULES):
     return [None] * len(eqn.outvars)
   if name in PRESERVING:

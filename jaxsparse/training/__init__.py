@@ -2,6 +2,8 @@
 
 from jaxsparse.training.checkpoint import restore_checkpoint
 from jaxsparse.training.checkpoint import save_checkpoint
+from jaxsparse.training.fingerprints import digest
+from jaxsparse.training.fingerprints import fingerprint
 from jaxsparse.training.gradients import value_and_grad
 from jaxsparse.training.restage import restage
 from jaxsparse.training.sharding import optimizer_specs
@@ -9,8 +11,14 @@ from jaxsparse.training.sharding import sharding_specs
 from jaxsparse.training.sharding import train_shardings
 from jaxsparse.training.step import TrainState
 from jaxsparse.training.step import train_step
+from jaxsparse.training.store import CheckpointStore
+from jaxsparse.training.store import NoCheckpoint
+from jaxsparse.training.store import NonFiniteError
+from jaxsparse.training.store import Restored
+from jaxsparse.training.writer import SaveError
 
 __all__ = [
-    'TrainState', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
+    'CheckpointStore', 'NoCheckpoint', 'NonFiniteError', 'Restored', 'SaveError', 'TrainState',
+    'digest', 'fingerprint', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
     'sharding_specs', 'train_shardings', 'train_step', 'value_and_grad',
 ]

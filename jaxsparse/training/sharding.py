@@ -127,9 +127,11 @@ def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -
     True
   """
   abstract = jax.eval_shape(tx.init, params)
-  same = lambda x, p, s: s if x.shape == p.shape else PartitionSpec()
+  # `optax.partition` and `masked` hold a placeholder for what another optimizer owns.
+  masked = lambda x: isinstance(x, optax.MaskedNode)
+  same = lambda x, p, s: x if masked(x) else s if x.shape == p.shape else PartitionSpec()
   return optax.tree_map_params(tx, same, abstract, jax.eval_shape(lambda p: p, params), specs,
-                               transform_non_params=lambda _: PartitionSpec())
+                               transform_non_params=lambda _: PartitionSpec(), is_leaf=masked)
 
 
 def _is_spec(x) -> bool:

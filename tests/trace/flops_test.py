@@ -134,6 +134,11 @@ class FlopsTest(parameterized.TestCase):
     self.assertGreater(analysis['flops'], 0.6 * count)
     self.assertLess(analysis['flops'], 1.5 * count)
 
+  def test_operations_without_operands(self):
+    fn = lambda p, x: x @ p['w'] + jnp.arange(3, dtype=x.dtype)[None]
+    count = trace.flops(jax.jit(fn), {'w': jnp.ones((4, 3))}, jnp.ones((5, 4)))
+    self.assertEqual(count.executed, 120)
+
   def test_table(self):
     count = trace.Flops({'a/kernel': trace.WeightFlops(2000, 1000)}, 24)
     self.assertEqual(str(count).splitlines(), [

@@ -58,6 +58,14 @@ class ShardedStepTest(parameterized.TestCase):
     for mask in jsp.masks(ts.state).values():
       self.assertFalse(mask.sharding.is_fully_replicated)
 
+  def test_moments_of_several_optimizers_lie_with_their_weights(self):
+    tx = optax.partition({'k': optax.adam(0.1), 'b': optax.sgd(0.1)},
+                         jsp.label({'.*kernel': 'k', '.*': 'b'}))
+    places = jsp.train_shardings(jsp.identity(), tx, init, SPECS, mesh_of(4, 2))
+    adam = places.opt_state.inner_states['k'].inner_state[0]
+    self.assertEqual(adam.mu['a']['kernel'].spec, P('data', 'model'))
+    self.assertIsInstance(adam.mu['a']['bias'], optax.MaskedNode)
+
   def test_a_function_and_its_weights_begin_alike(self):
     mesh, transform, tx = mesh_of(4, 2), jsp.at('.*kernel', jsp.nm(2, 4)), optax.adam(1e-2)
     places = jsp.train_shardings(transform, tx, init, SPECS, mesh)

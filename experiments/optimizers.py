@@ -1,0 +1,37 @@
+"""The optimizer that experiments share: for weights, and for what a transform makes of them."""
+
+import jax
+import optax
+
+import jaxsparse as jsp
+
+
+def warm_adamw(
+  rate: float, *, steps: int, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+  """AdamW (Loshchilov and Hutter, arXiv:1711.05101), warmed up and annealed.
+
+  LSQ's step sizes are one number for many weights: they learn a tenth as fast and do not decay.
+  Biases and scales of norms, which have one axis, do not decay either.
+
+  Args:
+    rate: the peak learning rate; reached after a tenth of the steps, then a cosine to zero.
+    steps: in the whole run; with none, there is nothing to optimize and no moments to keep.
+    weight_decay: a step and a unit of learning rate.
+
+  Returns:
+    An optimizer of the latents of any transform.
+  """
+  if not steps:
+    return optax.identity()
+  steps = max(steps, 2)  # the schedule has a peak between its ends
+  schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 10, 1), steps)
+  slower = lambda count: 0.1 * schedule(count)
+  matrices = lambda latents: jax.tree.map(lambda x: x.ndim > 1, latents)
+  return optax.partition(
+    {
+      'weights': optax.adamw(schedule, weight_decay=weight_decay, mask=matrices),
+      'steps': optax.adam(slower),
+    },
+    jsp.label({'(.*/)?step_size': 'steps', '.*': 'weights'}),
+  )
