@@ -74,7 +74,7 @@ class Settings(NamedTuple):
   cloud: xmanager.Cloud = xmanager.Cloud()
   command: str = 'python -m launch.sweep'
   program: str = 'launch.run'
-  grace_seconds: float = 20.0
+  grace_seconds: float = 30.0
 
 
 class Plan(NamedTuple):

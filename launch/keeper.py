@@ -161,7 +161,8 @@ class Keeper:
       code, late = self._once(lock, attempt)
       outcome = {**_verdict(job, code, late), 'attempts': attempt}
       if self._stopping and outcome['status'] != 'finished':
-        return {**outcome, 'status': 'stopped'}
+        saved = {'reason': 'told to stop; saved'} if code == exits.PREEMPTED else {}
+        return {**outcome, **saved, 'status': 'stopped'}
       if outcome['status'] == 'finished' or (code in _FINAL and not late):
         return outcome
       preempted = code == exits.PREEMPTED and not late
@@ -300,6 +301,8 @@ def _no_link(path, flags):
 
 def _die_with(parent):
   """In the child: ask the kernel to be killed with the keeper."""
+  # Slurm's warning goes to every process of a step; the keeper answers it, with SIGTERM.
+  signal.signal(signal.SIGUSR2, signal.SIG_IGN)
   if _LIBC is not None:
     _LIBC.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

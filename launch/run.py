@@ -84,6 +84,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes in all; as above.', 1)
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process; as above.', 0)
+_START_SECONDS = flags.DEFINE_integer(
+  'start_seconds', 300, 'Seconds for all processes to appear before this one gives up.', 1
+)
 _HEARTBEAT = flags.DEFINE_integer(
   'heartbeat', 30, "Seconds after which jax takes a silent process for lost (jax's own is 100).", 5
 )
@@ -121,6 +124,7 @@ def main(argv):
       process_count=_PROCESS_COUNT.value,
       process_id=_PROCESS_ID.value,
       heartbeat_seconds=_HEARTBEAT.value,
+      start_seconds=_START_SECONDS.value,
     )
   except ValueError as error:
     return _refuse(error)
@@ -138,7 +142,7 @@ def main(argv):
     if jax.process_count() > 1:
       distributed.leave(code)  # a barrier with peers that are gone would never be passed
     return code
-  distributed.finish()
+  distributed.finish(code)
   return code
 
 
@@ -306,12 +310,17 @@ def measure(asked: Asked, program: loop.Program, ts: jsp.TrainState, seconds) ->
 def _local(tree):
   """The whole tree on this process's first device, as evaluation wants it."""
   if jax.process_count() > 1:
-    tree = multihost_utils.process_allgather(tree, tiled=True)
+    # A leaf at a time: gathers side by side take each other's messages on CPUs (see loop.py).
+    tree = jax.tree.map(_gathered, tree)
   elif jax.device_count() > 1:
     tree = jax.device_get(tree)
   else:
     return tree
   return jax.tree.map(jnp.asarray, tree)
+
+
+def _gathered(leaf):
+  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def _metrics(workdir, after, first):

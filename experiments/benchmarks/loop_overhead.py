@@ -26,7 +26,7 @@ from launch import metrics
 from launch import preemption
 from launch import pulse
 
-_WARM, _STEPS, _ROUNDS = 20, 300, 5
+_WARM, _STEPS, _ROUNDS = 50, 100, 9
 _TRANSFORM = 'rigl(0.9, every=1000)'  # no mask update in between: those cost the same on both sides
 
 

@@ -113,6 +113,10 @@ def _said(*words):
 def _stop(folder):
   if (folder / 'slurm.conf').exists():
     _said('scancel', '--user=root')
+    for _ in range(50):  # a step's own daemon would outlive the others
+      if not _said('squeue', '--noheader', '--states=running,completing').strip():
+        break
+      time.sleep(0.2)
     _said('scontrol', 'shutdown')
   for path in [*folder.glob('*.pid'), folder / 'munge' / 'pid']:
     with contextlib.suppress(OSError, ValueError):
@@ -196,7 +200,9 @@ def conduct_long(workdir):
   conductor.conduct(_long(workdir))
 
 
-def test_a_requeued_and_a_cancelled_job(cluster, tmp_path, monkeypatch):
+# What an administrator does, and what Slurm itself does some time before a job's limit.
+@pytest.mark.parametrize('told', [('scontrol', 'requeue'), ('scancel', '--signal=USR2')], ids=str)
+def test_a_requeued_and_a_cancelled_job(cluster, tmp_path, monkeypatch, told):
   monkeypatch.setattr(slurm, '_POLL_SECONDS', 1.0)
   paths = {n: str(tmp_path / n) for n in ('run', 'log', 'state', 'lock', 'stop')}
   (tmp_path / 'run').mkdir()
@@ -220,7 +226,7 @@ def test_a_requeued_and_a_cancelled_job(cluster, tmp_path, monkeypatch):
   places = {'workers': 1, 'folder': tmp_path / 'engine', 'cluster': slurm.Cluster()}
   with slurm.start([job], **places) as queue:
     _until((tmp_path / 'run' / 'began').exists)
-    _said('scontrol', 'requeue', queue.ids['a'])
+    _said(*told, queue.ids['a'])
     _until((tmp_path / 'run' / 'saved').exists)
     _until(lambda: 'PENDING' in (slurm.queue_states(queue.ids.values()) or {}).values())
     _said('scontrol', 'update', f'jobid={queue.ids["a"]}', 'starttime=now')
