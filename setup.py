@@ -35,9 +35,11 @@ _TEST = [
   'equinox>=0.11.10',
   'hypothesis>=6.100',
   'onnxruntime>=1.20',
+  'pyarrow>=15',
   'pytest>=8.2',
   'pytest-cov>=5',
   'pytest-xdist>=3.6',
+  'pyyaml>=6',
   'ruff>=0.11',
 ]
 

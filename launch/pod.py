@@ -22,14 +22,14 @@ from absl import flags
 
 import jaxsparse as jsp
 from jaxsparse import reports
-from launch import aot
 from launch import exits
-from launch import forecast
-from launch import loop
-from launch import manifests
-from launch import overlay
-from launch import rundir
-from launch import topology
+from launch.pods import aot
+from launch.pods import forecast
+from launch.pods import manifests
+from launch.pods import topology
+from launch.runs import loop
+from launch.runs import overlay
+from launch.runs import rundir
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice, in chips: v5e:16x16, v5p:4x4x4, ...')
 _MESH = flags.DEFINE_string(

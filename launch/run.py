@@ -23,15 +23,15 @@ from jax.experimental import multihost_utils
 
 import jaxsparse as jsp
 from jaxsparse import reports
-from launch import distributed
 from launch import exits
-from launch import ledger
-from launch import loop
-from launch import metrics
-from launch import overlay
-from launch import preemption
-from launch import pulse
-from launch import rundir
+from launch.hosts import distributed
+from launch.hosts import preemption
+from launch.hosts import pulse
+from launch.runs import ledger
+from launch.runs import loop
+from launch.runs import metrics
+from launch.runs import overlay
+from launch.runs import rundir
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', None, 'A file of experiments/: vision, language, sentence or filetype.'

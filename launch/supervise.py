@@ -16,13 +16,13 @@ import sys
 from absl import app
 from absl import flags
 
-from launch import attempt
 from launch import exits
-from launch import family
-from launch import ledger
-from launch import pulse
-from launch import surroundings
-from launch import verdict
+from launch.hosts import attempt
+from launch.hosts import family
+from launch.hosts import pulse
+from launch.hosts import surroundings
+from launch.hosts import verdict
+from launch.runs import ledger
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run directory, on a file system that all hosts of the run share.'

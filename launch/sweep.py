@@ -14,11 +14,11 @@ import jax
 from absl import app
 from absl import flags
 
-from launch import conductor
 from launch import exits
-from launch import overlay
-from launch.engines import slurm
-from launch.engines import xmanager
+from launch.runs import overlay
+from launch.sweeps import conductor
+from launch.sweeps.engines import slurm
+from launch.sweeps.engines import xmanager
 
 _EXPERIMENT = flags.DEFINE_string('experiment', None, 'A file of experiments/ that builds a task.')
 _GRID = flags.DEFINE_string(

@@ -21,10 +21,10 @@ import numpy as np
 
 import jaxsparse as jsp
 from experiments import language
-from launch import loop
-from launch import metrics
-from launch import preemption
-from launch import pulse
+from launch.hosts import preemption
+from launch.hosts import pulse
+from launch.runs import loop
+from launch.runs import metrics
 
 _WARM, _STEPS, _ROUNDS = 50, 100, 9
 _TRANSFORM = 'rigl(0.9, every=1000)'  # no mask update in between: those cost the same on both sides

@@ -17,13 +17,13 @@ from html import parser
 import pytest
 
 from jaxsparse import reports
-from launch import conductor
-from launch import gather
-from launch import keeper
-from launch import overlay
-from launch import places as places_lib
-from launch import points
-from launch.engines import xmanager
+from launch.runs import overlay
+from launch.sweeps import conductor
+from launch.sweeps import gather
+from launch.sweeps import keeper
+from launch.sweeps import places as places_lib
+from launch.sweeps import points
+from launch.sweeps.engines import xmanager
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CANARY = 'canary_has_died'

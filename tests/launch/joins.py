@@ -7,9 +7,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from launch import distributed
 from launch import exits
-from launch import preemption
+from launch.hosts import distributed
+from launch.hosts import preemption
 
 
 def main():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launch import exits
-from launch import pulse
+from launch.hosts import pulse
 from tests.launch import processes
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ from absl.testing import parameterized
 
 import jaxsparse as jsp
 from experiments import language
-from launch import aot
-from launch import forecast
-from launch import loop
-from launch import manifests
-from launch import overlay
-from launch import topology
+from launch.pods import aot
+from launch.pods import forecast
+from launch.pods import manifests
+from launch.pods import topology
+from launch.runs import loop
+from launch.runs import overlay
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _GOLDEN = pathlib.Path(__file__).with_name('first.jobset.yaml')

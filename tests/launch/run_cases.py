@@ -1,4 +1,4 @@
-"""Runs `launch.run` in one process for many command lines: importing it takes seconds, refusing none.
+"""Runs `launch.run` for many command lines in one process: importing it takes seconds.
 
 Reads a JSON list of argument lists from standard input; writes, for each, the exit code and what
 went to standard error, as JSON on the last line of standard output.

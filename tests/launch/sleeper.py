@@ -6,8 +6,8 @@ import time
 from absl import app
 
 from experiments import vision
-from launch import pulse
 from launch import run
+from launch.hosts import pulse
 
 
 def _asleep_at(build, rank, step):

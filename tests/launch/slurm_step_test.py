@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from launch import exits
-from launch import pulse
+from launch.hosts import pulse
 from tests.launch import processes
 from tests.launch import slurm_test
 

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from launch import conductor
-from launch import keeper
-from launch.engines import slurm
+from launch.sweeps import conductor
+from launch.sweeps import keeper
+from launch.sweeps.engines import slurm
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DAEMONS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'squeue', 'scontrol')
@@ -178,7 +178,7 @@ def test_twelve_points_of_which_three_fail(cluster, tmp_path, monkeypatch):
 def test_a_killed_sweep_finds_its_jobs_again(cluster, tmp_path, monkeypatch):
   monkeypatch.setattr(slurm, '_POLL_SECONDS', 1.0)
   script = (
-    'import sys; from launch import conductor; '
+    'import sys; from launch.sweeps import conductor; '
     f'from tests.launch import slurm_test; slurm_test.conduct_long({str(tmp_path)!r})'
   )
   sweep = subprocess.Popen([sys.executable, '-c', script], cwd=_ROOT)

@@ -4,8 +4,8 @@ import functools
 
 from absl import app
 
-from launch import conductor
 from launch import sweep
+from launch.sweeps import conductor
 
 if __name__ == '__main__':
   small = functools.partial(conductor.Settings, program='tests.launch.small_run', grace_seconds=1.0)

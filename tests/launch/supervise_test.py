@@ -8,7 +8,7 @@ import time
 import pytest
 
 from launch import exits
-from launch import pulse
+from launch.hosts import pulse
 from tests.launch import processes
 
 _LIMIT = 3

@@ -13,9 +13,11 @@ import time
 
 import pytest
 
-from launch import conductor
-from launch import keeper
+from launch.sweeps import conductor
+from launch.sweeps import keeper
 
+# A keeper forks in a process of its own, where there is no jax to warn of it; here there may be.
+pytestmark = pytest.mark.filterwarnings('ignore:os.fork:RuntimeWarning')
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TWELVE = (
   "transform=['identity()', 'nm(2, 4)', 'rigl(0.9)'] * seed=[0, 1, 2]"

@@ -15,7 +15,7 @@ if __name__ == '__main__':
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from launch import exits
-from launch import pulse
+from launch.hosts import pulse
 
 _SAVE_EVERY = 5
 

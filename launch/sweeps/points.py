@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jaxsparse as jsp
-from launch import overlay
+from launch.runs import overlay
 
 NAME = re.compile('[A-Za-z0-9][A-Za-z0-9._-]{0,63}')
 _SHOWN_ERRORS = 20

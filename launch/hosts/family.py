@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from launch import attempt
 from launch import exits
-from launch import pulse
-from launch import verdict
+from launch.hosts import attempt
+from launch.hosts import pulse
+from launch.hosts import verdict
 
 _LOOK_SECONDS = 0.2
 _STACKS_SECONDS = 2.0

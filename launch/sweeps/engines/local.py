@@ -10,9 +10,9 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from launch import keeper
+from launch.sweeps import keeper
 
-_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
 
 
 class Pool:

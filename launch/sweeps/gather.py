@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxsparse import reports
-from launch import keeper
-from launch import places as places_lib
-from launch import points
+from launch.sweeps import keeper
+from launch.sweeps import places as places_lib
+from launch.sweeps import points
 
 _TAIL_BYTES = 4096
 _MOST_LINES = 200_000

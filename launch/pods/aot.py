@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 import jaxsparse as jsp
-from launch import loop
-from launch import topology
+from launch.pods import topology
+from launch.runs import loop
 
 _KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _COLLECTIVE = re.compile(rf' ({"|".join(_KINDS)})(?:-start)?\(')

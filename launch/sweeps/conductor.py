@@ -15,18 +15,18 @@ from typing import NamedTuple
 
 from jaxsparse import reports
 from launch import exits
-from launch import gather
-from launch import grid
-from launch import keeper
-from launch import overlay
-from launch import places as places_lib
-from launch import points
-from launch.engines import local
-from launch.engines import slurm
-from launch.engines import xmanager
+from launch.runs import overlay
+from launch.sweeps import gather
+from launch.sweeps import grid
+from launch.sweeps import keeper
+from launch.sweeps import places as places_lib
+from launch.sweeps import points
+from launch.sweeps.engines import local
+from launch.sweeps.engines import slurm
+from launch.sweeps.engines import xmanager
 
 ENGINES = ('local', 'slurm', 'xmanager', 'none')
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LOOK_SECONDS = 0.5
 _ENDED = ('finished', 'failed')
 

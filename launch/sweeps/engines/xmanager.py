@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 CLOUDS = {'local': 'Local', 'vertex': 'Vertex', 'kubernetes': 'Kubernetes'}
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _TITLE = 'jaxsparse-sweep'
 _BASE_IMAGE = 'python:3.12-slim'
 _PROGRAM = ('-m', 'launch.run')

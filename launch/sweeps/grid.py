@@ -46,7 +46,7 @@ def points(text: str, *, known: Iterable[str], limit: int = 1000) -> list[dict[s
     >>> points('seed=[0] * sed=[1]', known=['rate', 'seed'])
     Traceback (most recent call last):
     ...
-    launch.grid.GridError: --grid, column 12: 'sed' is unknown; known are rate, seed.
+    launch.sweeps.grid.GridError: --grid, column 12: 'sed' is unknown; known are rate, seed.
   """
   source = _Source(text)
   tree = source.tree()

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from launch import conductor
-from launch.engines import xmanager
+from launch.sweeps import conductor
+from launch.sweeps.engines import xmanager
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _GRID = "transform=['nm(2, 4)', \"nm(2, 4) | fake_quantize('int8')\"] * seed=[0, 1]"
 _CLOUD = """\
 # XManager experiment 'jaxsparse-sweep': 4 jobs, at most 2 at a time

@@ -18,7 +18,7 @@ import jax
 from absl import logging
 
 from launch import exits
-from launch import surroundings
+from launch.hosts import surroundings
 
 MODES = ('auto', 'on', 'off')
 

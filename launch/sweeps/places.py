@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from jaxsparse import reports
-from launch import keeper
-from launch import points
+from launch.sweeps import keeper
+from launch.sweeps import points
 
 _PLAN_VERSION = 1
 

@@ -11,8 +11,8 @@ import re
 import shutil
 from typing import NamedTuple
 
-from launch import pulse
-from launch import verdict
+from launch.hosts import pulse
+from launch.hosts import verdict
 
 _KEPT = 8  # attempts whose stacks and beats stay to be looked at
 

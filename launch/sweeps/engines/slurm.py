@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from launch import keeper
-from launch import places
+from launch.sweeps import keeper
+from launch.sweeps import places
 
-_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
 _POLL_SECONDS = 5.0
 _SIGNAL_SECONDS = 90  # before its limit a job is told to save
 _WORD = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.,:=/-]{0,127}')

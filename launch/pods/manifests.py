@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launch import exits
-from launch import topology
+from launch.pods import topology
 
 _MOUNT = '/workdir'
 _MEND_FIRST = [exits.FAILED, exits.BAD_INPUT, exits.DIVERGED, exits.SAVE_FAILED]

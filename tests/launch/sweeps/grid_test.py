@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch import grid
-from launch import points
+from launch.sweeps import grid
+from launch.sweeps import points
 
 _KNOWN = ['transform', 'seed', 'width', 'rate']
 

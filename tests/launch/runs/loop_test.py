@@ -15,8 +15,8 @@ from absl.testing import parameterized
 
 import jaxsparse as jsp
 from experiments import task as tasks
-from launch import loop
-from launch import metrics
+from launch.runs import loop
+from launch.runs import metrics
 
 NOISE = 0.01
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from launch import aot
-from launch import topology
+from launch.pods import aot
+from launch.pods import topology
 
 _UNITS = ((2**40, 'TiB'), (2**30, 'GiB'), (2**20, 'MiB'), (2**10, 'KiB'), (1, 'B'))
 _ROOM = ('arguments', 'outputs', 'aliased', 'temporaries', 'code')

@@ -14,7 +14,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _SECONDS = 300
 _STEPS = 60
 
@@ -62,8 +62,11 @@ def writing(workdir):
   """Whether a checkpoint is half written at this moment."""
   folder = workdir / 'checkpoints'
   try:
-    return any(not f.name.isdigit() or not (f / 'manifest.json').exists()
-               for f in folder.iterdir() if f.is_dir())
+    return any(
+      not f.name.isdigit() or not (f / 'manifest.json').exists()
+      for f in folder.iterdir()
+      if f.is_dir()
+    )
   except OSError:
     return False
 

@@ -3,8 +3,8 @@
 import pytest
 
 from launch import exits
-from launch import pulse
-from launch import verdict
+from launch.hosts import pulse
+from launch.hosts import verdict
 
 _LIMITS = verdict.Limits(step=10, slow=100, beat=1)
 

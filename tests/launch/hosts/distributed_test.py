@@ -7,10 +7,10 @@ import socket
 import jax
 import pytest
 
-from launch import distributed
 from launch import exits
-from launch import preemption
-from launch import surroundings
+from launch.hosts import distributed
+from launch.hosts import preemption
+from launch.hosts import surroundings
 from tests.launch import processes
 
 _STEP = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}

@@ -19,7 +19,7 @@ from typing import Any
 import jaxsparse as jsp
 
 _LONGEST = 10_000
-_EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
+_EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / 'experiments'
 
 
 def experiments() -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from launch import exits
-from launch import pulse
+from launch.hosts import pulse
 
 _SLOW = frozenset({'start', 'compile', 'save', 'evaluate', 'done'})
 _SIGABRT, _SIGTERM = -6, -15

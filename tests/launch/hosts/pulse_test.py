@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from launch import attempt
 from launch import exits
-from launch import pulse
-from launch import verdict
+from launch.hosts import attempt
+from launch.hosts import pulse
+from launch.hosts import verdict
 from tests.launch import processes
 
 
