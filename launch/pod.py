@@ -10,10 +10,10 @@ of `launch.run` that this file does not have may follow a `--`.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import pathlib
-import sys
 import time
 
 import jax
@@ -23,6 +23,7 @@ from absl import flags
 import jaxsparse as jsp
 from jaxsparse import reports
 from launch import exits
+from launch import programs
 from launch.pods import aot
 from launch.pods import forecast
 from launch.pods import manifests
@@ -31,6 +32,7 @@ from launch.runs import loop
 from launch.runs import overlay
 from launch.runs import rundir
 
+_COMMAND = 'launch.pod'
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice, in chips: v5e:16x16, v5p:4x4x4, ...')
 _MESH = flags.DEFINE_string(
   'mesh', '', 'Devices by axis, such as data:16,model:16. Default: all devices on data.'
@@ -99,7 +101,7 @@ def main(argv):
     where = topology.parse(_TOPOLOGY.value)
     return plan(where, argv[2:]) if argv[1] == 'plan' else render(where, argv[2:])
   except (ValueError, OSError) as error:
-    return _refuse(error)
+    return programs.refuse(_COMMAND, error)
 
 
 def plan(where: topology.Topology, rest: list[str]) -> int:
@@ -216,18 +218,5 @@ def _versions():
   return ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'libtpu'))
 
 
-def _refuse(error) -> int:
-  print(f'launch.pod: {error}', file=sys.stderr)
-  return exits.BAD_INPUT
-
-
-def _parse(argv):
-  """Parses flags strictly: an unknown one is a sentence and exit code 2."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_refuse(error))
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=functools.partial(programs.parse, _COMMAND))

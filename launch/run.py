@@ -5,6 +5,8 @@ codes are those of `launch/exits.py`.
 """
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import pathlib
@@ -24,6 +26,7 @@ from jax.experimental import multihost_utils
 import jaxsparse as jsp
 from jaxsparse import reports
 from launch import exits
+from launch import programs
 from launch.hosts import distributed
 from launch.hosts import preemption
 from launch.hosts import pulse
@@ -33,6 +36,7 @@ from launch.runs import metrics
 from launch.runs import overlay
 from launch.runs import rundir
 
+_COMMAND = 'launch.run'
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', None, 'A file of experiments/: vision, language, sentence or filetype.'
 )
@@ -92,6 +96,10 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 
 
+# What a disk says that takes no more: the run goes on where it was once there is room.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
 class Asked(NamedTuple):
   """What the flags ask for, checked.
 
@@ -127,16 +135,18 @@ def main(argv):
       start_seconds=_START_SECONDS.value,
     )
   except ValueError as error:
-    return _refuse(error)
+    return programs.refuse(_COMMAND, error)
   except distributed.Unreachable as error:
     logging.error('%s', error)
     distributed.leave(exits.PEER_LOST)
   try:
     code = _run(asked)
   except Exception as error:  # the last stop: every failure leaves a code and a reason
-    lost = distributed.is_peer_loss(error)
-    traceback.print_exc()
-    code = exits.PEER_LOST if lost else exits.FAILED
+    code = _code_of(error)
+    if code in (exits.PEER_LOST, exits.FAILED):
+      traceback.print_exc()
+    else:
+      logging.error('%s', error)
     if jax.process_index() == 0 and not isinstance(error, rundir.Taken):
       rundir.fail(asked.workdir, code, f'{type(error).__name__}: {error}')
     if jax.process_count() > 1:
@@ -144,6 +154,15 @@ def main(argv):
     return code
   distributed.finish(code)
   return code
+
+
+def _code_of(error) -> int:
+  if distributed.is_peer_loss(error):
+    return exits.PEER_LOST
+  if isinstance(error, metrics.Damaged):
+    return exits.BAD_INPUT
+  full = isinstance(error, OSError) and error.errno in _NO_ROOM
+  return exits.SAVE_FAILED if full else exits.FAILED
 
 
 def _asked(argv) -> Asked:
@@ -156,15 +175,22 @@ def _asked(argv) -> Asked:
     raise ValueError('seed has a flag of its own: --seed.')
   config = overlay.configure(_EXPERIMENT.value, _SIZE.value, {**values, 'seed': _SEED.value})
   jsp.parse(_TRANSFORM.value)
-  if _WORKDIR.value is None and (_PROCESS_COUNT.value or 1) > 1:
+  if _TENSORBOARD.value:
+    metrics.require_tensorboard()
+  if not _WORKDIR.value and (_PROCESS_COUNT.value or 1) > 1:
     raise ValueError('Several processes need a common --workdir.')
-  workdir = _WORKDIR.value or rundir.default_workdir(_EXPERIMENT.value)
+  workdir = pathlib.Path(_WORKDIR.value or rundir.default_workdir(_EXPERIMENT.value))
+  try:
+    workdir = workdir.expanduser().absolute()
+    str(workdir).encode()  # checkpoints are not written where the name is no text
+  except (RuntimeError, UnicodeEncodeError) as error:
+    raise ValueError(f'--workdir={overlay.short(str(workdir))}: {error}') from error
   return Asked(
     experiment=_EXPERIMENT.value,
     module=overlay.load(_EXPERIMENT.value),
     config=config,
     mesh=overlay.mesh_shape(_MESH.value),
-    workdir=pathlib.Path(workdir).expanduser().absolute(),
+    workdir=workdir,
   )
 
 
@@ -176,13 +202,15 @@ def _run(asked: Asked) -> int:
     try:
       task = asked.module.build(asked.config)
       transform = overlay.recipe(_TRANSFORM.value, task.weights)
-      program = loop.program(task, transform, loop.make_mesh(asked.mesh))
+      mesh = loop.make_mesh(asked.mesh)
+      _check_batch(asked.config, task.steps, mesh)
+      program = loop.program(task, transform, mesh)
       described = rundir.describe(asked.experiment, _SIZE.value, asked.config, jsp.spell(transform))
     except ValueError as error:
-      return _refuse(error)
+      return programs.refuse(_COMMAND, error)
     state = _agreed(lambda: _open(stack, workdir, described))
     if state not in ('new', 'resumed', 'finished'):
-      return _refuse(state)
+      return programs.refuse(_COMMAND, state)
     if state == 'finished':
       logging.info('Finished already: %s', workdir / 'result.json')
       return exits.DONE
@@ -190,6 +218,15 @@ def _run(asked: Asked) -> int:
       versions = rundir.provenance()
       ledger.append(workdir, 'start', state=state, processes=jax.process_count(), **versions)
     return _work(asked, program, state, stack, watch)
+
+
+def _check_batch(config, steps, mesh):
+  size, parts = config.batch_size, mesh.shape['data']
+  if steps and size % parts:
+    raise ValueError(
+      f'batch_size: found {size}, expected a multiple of the {parts} devices on the axis data; see '
+      '--set=batch_size and --mesh.'
+    )
 
 
 def _open(stack, workdir, described) -> str:
@@ -209,7 +246,8 @@ def _agreed(ask) -> str:
   if jax.process_index() == 0:
     text = ask().encode()[:4096]
     said[: len(text)] = np.frombuffer(text, np.uint8)
-  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(said))).rstrip(b'\0').decode()
+  heard = bytes(np.asarray(multihost_utils.broadcast_one_to_all(said))).rstrip(b'\0')
+  return heard.decode(errors='ignore')  # it may be cut within a letter
 
 
 def _work(asked, program, state, stack, watch) -> int:
@@ -252,6 +290,12 @@ def _work(asked, program, state, stack, watch) -> int:
     return _failed(workdir, first, exits.BAD_INPUT, stop)
   except jsp.SaveError as stop:
     return _failed(workdir, first, exits.SAVE_FAILED, stop)
+
+  def leave():
+    event('preempted', step=ts.count)
+    exits.leave(exits.PREEMPTED)
+
+  watch.at_once(leave)  # all is saved, and an evaluation may take longer than a scheduler waits
   seconds = time.perf_counter() - started if state == 'new' else None
   beat.at(ts.count, 'evaluate')
   result = measure(asked, program, ts, seconds)
@@ -346,12 +390,6 @@ def _failed(workdir, first, code, reason, step=None) -> int:
   return code
 
 
-def _refuse(error) -> int:
-  """Says what is wrong with what was asked, in a sentence without a traceback."""
-  print(f'launch.run: {error}', file=sys.stderr)
-  return exits.BAD_INPUT
-
-
 def _is_ours(record) -> bool:
   return record.levelno > logging.converter.STANDARD_INFO or '/launch/' in record.pathname
 
@@ -360,13 +398,5 @@ def _ignore(*_, **__):
   pass
 
 
-def parse_flags(argv):
-  """Parses flags strictly: an unknown one is a sentence and exit code 2."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_refuse(error))
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=functools.partial(programs.parse, _COMMAND))

@@ -7,6 +7,7 @@ of all. What it finds is in `ledger.jsonl` (event `fault`: code, lost rank, reas
 and beats lie in `hosts/attempt-<n>/`. Its exit code is the run's, see `launch/exits.py`.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from absl import app
 from absl import flags
 
 from launch import exits
+from launch import programs
 from launch.hosts import attempt
 from launch.hosts import family
 from launch.hosts import pulse
@@ -24,6 +26,7 @@ from launch.hosts import surroundings
 from launch.hosts import verdict
 from launch.runs import ledger
 
+_COMMAND = 'launch.supervise'
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run directory, on a file system that all hosts of the run share.'
 )
@@ -73,12 +76,12 @@ _LONGEST_PAUSE = 60.0
 def main(argv):
   """Runs attempts until one is final, and leaves with its code."""
   if problem := _problem(argv):
-    return _refuse(problem)
+    return programs.refuse(_COMMAND, problem)
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   try:
     (workdir / 'hosts').mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    return _refuse(f'--workdir={workdir} cannot be written to: {error.strerror}.')
+    return programs.refuse(_COMMAND, f'--workdir={workdir} cannot be written to: {error.strerror}.')
   asked = family.Asked()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, asked)
@@ -195,17 +198,5 @@ def _tell(workdir, folder, number, end, pause, *, record):
     draft.replace(workdir / 'failure.json')
 
 
-def _refuse(problem):
-  print(f'launch.supervise: {problem}', file=sys.stderr)
-  return exits.BAD_INPUT
-
-
-def _parse(argv):
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_refuse(error))
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=functools.partial(programs.parse, _COMMAND))

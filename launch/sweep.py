@@ -7,19 +7,20 @@ Started again with the same directory it goes on where it stopped. Exit codes: 0
 finished, 1 some failed (the report names them), 2 bad input, 42 told to stop; all saved.
 """
 
+import functools
 import shlex
-import sys
 
 import jax
 from absl import app
 from absl import flags
 
-from launch import exits
+from launch import programs
 from launch.runs import overlay
 from launch.sweeps import conductor
 from launch.sweeps.engines import slurm
 from launch.sweeps.engines import xmanager
 
+_COMMAND = 'launch.sweep'
 _EXPERIMENT = flags.DEFINE_string('experiment', None, 'A file of experiments/ that builds a task.')
 _GRID = flags.DEFINE_string(
   'grid',
@@ -95,7 +96,7 @@ def main(argv):
       raise ValueError('--grid is missing, for example --grid="rate=[1e-3, 3e-3] * seed=[0, 1]".')
     return conductor.conduct(_settings())
   except (ValueError, OSError) as error:
-    return _refuse(error)
+    return programs.refuse(_COMMAND, error)
 
 
 def _settings() -> conductor.Settings:
@@ -137,19 +138,5 @@ def _command() -> str:
   return shlex.join(['python', '-m', 'launch.sweep', *given])
 
 
-def _refuse(error) -> int:
-  """Says what is wrong with what was asked, without a traceback."""
-  print(f'launch.sweep: {error}', file=sys.stderr)
-  return exits.BAD_INPUT
-
-
-def parse_flags(argv):
-  """Parses flags strictly: an unknown one is a sentence and exit code 2."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_refuse(error))
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=functools.partial(programs.parse, _COMMAND))

@@ -15,6 +15,7 @@ from absl import flags
 # XManager's command puts this file's own folder on the path, not the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from launch import programs
 from launch import sweep
 
 
@@ -25,4 +26,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=sweep.parse_flags)
+  app.run(main, flags_parser=lambda argv: programs.parse('launch.xm_launch', argv))

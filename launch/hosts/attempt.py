@@ -64,6 +64,8 @@ def conclude(folder: pathlib.Path, end: End) -> tuple[End, bool]:
     return end, True
   except FileExistsError:
     return read_end(folder) or end, False
+  except OSError:  # no room: each host goes by what it found itself
+    return end, True
 
 
 def read_end(folder: pathlib.Path) -> End | None:

@@ -7,6 +7,7 @@ does not ask at every step neither saves nor stops.
 
 import signal
 import threading
+from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,8 +16,9 @@ from jax.experimental import multihost_utils
 class Watch:
   """Notices SIGTERM from its creation to `close`; create it right after `distributed.start`.
 
-  A signal during compilation, saving or evaluation is seen at the next `reached`. With several
-  processes a signal to any of them counts, and the service needs one to two seconds to agree.
+  A signal during compilation or saving is seen at the next `reached`, one after the last step by
+  what is given to `at_once`. With several processes a signal to any of them counts, and the service
+  needs one to two seconds to agree.
 
   Raises:
     ValueError: created outside the main thread of a one-process run.
@@ -49,6 +51,21 @@ class Watch:
     # Counted in calls: a rollback takes the step back, and the service's count must grow.
     self._asked += 1
     return multihost_utils.reached_preemption_sync_point(self._asked)
+
+  def at_once(self, act: Callable[[], None]) -> None:
+    """From now on the signal, also one that came before, acts by itself: no step will see it.
+
+    For what follows the last step. With several processes it does nothing, as one that left alone
+    would be taken for lost.
+
+    Args:
+      act: called in the main thread, between two operations of Python.
+    """
+    if self._several:
+      return
+    signal.signal(signal.SIGTERM, lambda *_: act())
+    if self._told.is_set():
+      act()
 
   def close(self) -> None:
     """Gives SIGTERM its former meaning back."""

@@ -230,10 +230,18 @@ class Loop:
   def _save(self, ts, ahead, *, must) -> bool:
     """Begins to save a step; `must` waits until it is on disk, and is not refused quietly."""
     self._pulse.at(ts.count, 'save')
-    self._metrics.flush()
     self._settle()  # the one before was done long ago, almost always
     if self._failures >= self._settings.save_failures:
       raise jsp.SaveError(f'{self._failures} checkpoints in a row were not saved; see the ledger.')
+    try:
+      # First: a checkpoint whose metrics are lost could not be resumed to the same file.
+      self._metrics.flush()
+    except OSError as error:
+      failed = jsp.SaveError(f'Step {ts.count} was not saved: its metrics cannot be: {error}')
+      self._report(failed)
+      if must:
+        raise failed from error
+      return False
     try:
       self._store.save(ts.count, self._tree(ts, ahead), extra={'position': ts.count + ahead})
       self._writing = ts.count

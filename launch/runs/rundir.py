@@ -8,11 +8,14 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 import pathlib
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from absl import logging
 
 from jaxsparse import reports
 from launch.runs import ledger
@@ -48,12 +51,14 @@ def open_run(workdir: pathlib.Path, description: Mapping[str, Any]) -> str:
   path = workdir / 'config.json'
   if path.exists():
     found = read_json(path)
+    if not isinstance(found, dict):
+      raise ValueError(f'{path} is damaged: it holds no configuration.')
     differ = list(_differences(found, description))
     if differ:
       raise ValueError(
         '\n'.join([f'{workdir} holds another run; choose another --workdir:', *differ])
       )
-    return 'finished' if (workdir / 'result.json').exists() else 'resumed'
+    return 'finished' if _has_result(workdir) else 'resumed'
   # An interrupted start leaves at most the folders and the lock that come before the config.
   started = {'hosts', 'lock', 'ledger.jsonl', 'failure.json', 'provenance.json'}
   if workdir.exists() and not workdir.is_dir():
@@ -67,6 +72,24 @@ def open_run(workdir: pathlib.Path, description: Mapping[str, Any]) -> str:
   write_json(workdir / 'provenance.json', provenance())
   write_json(path, description)
   return 'new'
+
+
+def _has_result(workdir):
+  """Whether the run is finished; a damaged result is set aside, and made again."""
+  path = workdir / 'result.json'
+  if not os.path.lexists(path):
+    return False
+  try:
+    result = read_json(path)
+    if isinstance(result, dict) and result.get('status') == 'finished':
+      return True
+    reason = 'it is no result'
+  except (OSError, ValueError) as error:
+    reason = str(error)
+  path.rename(workdir / f'result.json.damaged-{time.time_ns()}')
+  logging.error('result.json is damaged, set aside and made again: %s', reason)
+  ledger.append(workdir, 'damaged', file='result.json', reason=reason)
+  return False
 
 
 def _differences(found, expected, prefix=''):
@@ -99,9 +122,11 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 def fail(workdir: pathlib.Path, code: int, reason: str, step: int | None = None) -> None:
   """Writes `failure.json`, which a sweep's report quotes."""
   if (workdir / 'config.json').exists():
-    write_json(
-      workdir / 'failure.json', {'status': 'failed', 'code': code, 'reason': reason, 'step': step}
-    )
+    failure = {'status': 'failed', 'code': code, 'reason': reason, 'step': step}
+    try:
+      write_json(workdir / 'failure.json', failure)
+    except OSError as error:  # a full disk, say: the exit code is left
+      logging.error('failure.json cannot be written: %s', error)
     ledger.append(workdir, 'stop', code=code, reason=reason, step=step)
 
 

@@ -13,13 +13,15 @@ import traceback
 
 from absl.testing import flagsaver
 
+from launch import programs
+
 
 def outcome(module, arguments):
   """The exit code and the words of one command line."""
   said = io.StringIO()
   with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), flagsaver.flagsaver():
     try:
-      code = module.main(module.parse_flags(['launch', *arguments]))
+      code = module.main(programs.parse(module._COMMAND, ['launch', *arguments]))
     except SystemExit as leaving:
       code = leaving.code
     except BaseException:

@@ -358,12 +358,13 @@ _ASKER = """
 import json, sys
 from absl import flags
 from launch import pod
+from launch import programs
 for words in json.loads(sys.argv[1]):
   flags.FLAGS.unparse_flags()
   for flag in flags.FLAGS.flags_by_module_dict()['launch.pod']:
     flag.unparse()
   try:
-    code = pod.main(pod._parse(['pod', *words]))
+    code = pod.main(programs.parse('launch.pod', ['pod', *words]))
   except SystemExit as stop:
     code = stop.code
   print(f'code {code}', file=sys.stderr)

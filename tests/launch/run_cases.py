@@ -11,6 +11,7 @@ import sys
 
 from absl.testing import flagsaver
 
+from launch import programs
 from launch import run
 
 
@@ -19,7 +20,7 @@ def outcome(arguments):
   said = io.StringIO()
   with contextlib.redirect_stderr(said), flagsaver.flagsaver():
     try:
-      code = run.main(run.parse_flags(['launch.run', *arguments]))
+      code = run.main(programs.parse('launch.run', ['launch.run', *arguments]))
     except SystemExit as leaving:
       code = leaving.code
   return {'code': code, 'said': said.getvalue()}

@@ -6,6 +6,7 @@ import time
 from absl import app
 
 from experiments import vision
+from launch import programs
 from launch import run
 from launch.hosts import pulse
 
@@ -28,4 +29,4 @@ if __name__ == '__main__':
   rank_, step_ = os.environ['SLEEPS'].split(':')
   if os.environ[pulse.ATTEMPT] == '1':
     vision.build = _asleep_at(vision.build, rank_, int(step_))
-  app.run(run.main, flags_parser=run.parse_flags)
+  app.run(run.main, flags_parser=lambda argv: programs.parse('launch.run', argv))
