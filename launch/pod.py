@@ -116,8 +116,7 @@ def plan(where: topology.Topology, rest: list[str]) -> int:
   """
   if rest:
     raise ValueError(f'plan takes flags only, got {overlay.short(" ".join(rest))}.')
-  if _JSON.value is not None and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
-    raise ValueError(f'--json={_JSON.value}: there is no such folder.')
+  _check_folder(_JSON)
   config = _configure()
   mesh = aot.make_mesh(where, overlay.mesh_shape(_MESH.value))
   task = overlay.load(_EXPERIMENT.value).build(config)
@@ -168,6 +167,7 @@ def render(where: topology.Topology, rest: list[str]) -> int:
   Raises:
     ValueError: a value is unknown, out of range, or could mean something to a shell or to YAML.
   """
+  _check_folder(_OUTPUT)
   _configure()
   jsp.parse(_TRANSFORM.value)
   sizes = overlay.mesh_shape(_MESH.value)
@@ -199,6 +199,11 @@ def render(where: topology.Topology, rest: list[str]) -> int:
   else:
     reports.write_whole(_OUTPUT.value, text)
   return exits.DONE
+
+
+def _check_folder(flag):
+  if flag.value is not None and not pathlib.Path(flag.value).absolute().parent.is_dir():
+    raise ValueError(f'--{flag.name}={flag.value}: there is no such folder.')
 
 
 def _configure():

@@ -7,6 +7,7 @@ of all. What it finds is in `ledger.jsonl` (event `fault`: code, lost rank, reas
 and beats lie in `hosts/attempt-<n>/`. Its exit code is the run's, see `launch/exits.py`.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -77,11 +78,13 @@ def main(argv):
   """Runs attempts until one is final, and leaves with its code."""
   if problem := _problem(argv):
     return programs.refuse(_COMMAND, problem)
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+  workdir = pathlib.Path(_WORKDIR.value)
   try:
+    workdir = workdir.expanduser().absolute()
     (workdir / 'hosts').mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    return programs.refuse(_COMMAND, f'--workdir={workdir} cannot be written to: {error.strerror}.')
+  except (OSError, RuntimeError) as error:
+    why = getattr(error, 'strerror', None) or error
+    return programs.refuse(_COMMAND, f'--workdir={workdir} cannot be written to: {why}')
   asked = family.Asked()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, asked)
@@ -194,8 +197,9 @@ def _tell(workdir, folder, number, end, pause, *, record):
   if end.final and fault.code in exits.RESTARTED and not (workdir / 'result.json').exists():
     failure = dict(status='failed', code=fault.code, reason=fault.reason, step=fault.step)
     draft = workdir / 'failure.json.partial'
-    draft.write_text(json.dumps(failure, indent=2) + '\n', encoding='utf-8')
-    draft.replace(workdir / 'failure.json')
+    with contextlib.suppress(OSError):  # a full disk must not cost the exit code
+      draft.write_text(json.dumps(failure, indent=2) + '\n', encoding='utf-8')
+      draft.replace(workdir / 'failure.json')
 
 
 if __name__ == '__main__':

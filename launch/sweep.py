@@ -125,7 +125,7 @@ def _settings() -> conductor.Settings:
     ),
     cloud=xmanager.Cloud(
       name=_XM_CLOUD.value,
-      requirements=overlay.parse(_XM_REQUIREMENTS.value),
+      requirements=overlay.parse(_XM_REQUIREMENTS.value, 'xm_requirements'),
       workdir=_XM_WORKDIR.value,
     ),
     command=_command(),

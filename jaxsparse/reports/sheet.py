@@ -10,15 +10,20 @@ from jaxsparse.reports import quoting
 from jaxsparse.reports import record as records_lib
 from jaxsparse.reports import runs as runs_lib
 
+_OURS = {'name', 'status', 'model', *records_lib.FIGURES, 'attempts', 'seconds', 'code', 'reason'}
+
 
 def rows(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
-  """Returns one mapping a run, all with the same columns; what is missing or NaN is None."""
-  settings = _union(run.settings for run in runs)
+  """Returns one mapping a run, all with the same columns; what is missing or NaN is None.
+
+  A setting called like a column of its own, as vision's `model` is, becomes `setting.model`.
+  """
+  settings = {name: _column(name) for name in _union(run.settings for run in runs)}
   figures = [f for f in _union(run.figures for run in runs) if f not in records_lib.FIGURES]
   made = []
   for run in runs:
     row = {'name': run.name, 'status': run.status}
-    row |= {name: _scalar(run.settings.get(name)) for name in settings}
+    row |= {column: _scalar(run.settings.get(name)) for name, column in settings.items()}
     row |= {
       name: _scalar(getattr(run.record, name)) if run.record else None
       for name in ('model', *records_lib.FIGURES)
@@ -69,6 +74,11 @@ def parquet(runs: Sequence[runs_lib.Run]) -> bytes | None:
   buffer = io.BytesIO()
   writer.write_table(pyarrow.table(columns), buffer)
   return buffer.getvalue()
+
+
+def _column(setting):
+  """A setting's column: its name, unless that is a column of every table."""
+  return f'setting.{setting}' if setting in _OURS else setting
 
 
 def _union(mappings):

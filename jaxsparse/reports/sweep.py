@@ -39,13 +39,16 @@ def sweep_page(
     raise ValueError('A sweep has at least one run.')
   groups = runs_lib.groups(runs)
   records = [group.record for group in groups if group.record is not None]
-  about = {r.model: str(r.details.get('about', '')) for r in records}
+  about = {}
+  for record in records:
+    # A grid over architectures has several under one name.
+    about.setdefault(record.model, {})[str(record.details.get('about', ''))] = None
   return html.page(
     records,
     title=title,
     summary=summary,
     provenance=provenance,
-    models=about,
+    models={model: ' '.join(texts).strip() for model, texts in about.items()},
     before=[_failures(runs)],
     after=[_seeds(groups), _curves(groups), _every(runs, groups)],
   )
@@ -132,7 +135,7 @@ def _every(runs, groups):
   rows = ''
   for run in runs:
     record = run.record
-    settings = ', '.join(f'{name}={value}' for name, value in run.settings.items())
+    settings = ', '.join(f'{name}={_said(value)}' for name, value in run.settings.items())
     links = ' '.join(
       f'<a href="{escape(_checked(path))}">{_text(word)}</a>' for word, path in run.files.items()
     )
@@ -147,6 +150,10 @@ def _every(runs, groups):
     )
   heads = ('Run', 'Status', 'Accuracy', 'Stored', 'Time', 'Files')
   return _section('runs', 'Every run', '', _table(heads, rows, 'Every run'))
+
+
+def _said(value):
+  return "''" if value == '' else value
 
 
 def _checked(path):

@@ -27,4 +27,5 @@ def append(workdir: pathlib.Path, event: str, **facts: Any) -> None:
       torn = size and os.pread(descriptor, 1, size - 1) != b'\n'
       file.write(b'\n' * bool(torn) + line.encode())
   except OSError as error:
-    print(f'ledger.jsonl cannot be written ({error.strerror}): {line}', file=sys.stderr, end='')
+    with contextlib.suppress(OSError):  # stderr may be a file of the same disk
+      print(f'ledger.jsonl cannot be written ({error.strerror}): {line}', file=sys.stderr, end='')

@@ -155,6 +155,7 @@ class Loop:
     self._metrics = None
     self._writing = None
     self._failures = self._rollbacks = 0
+    self._why = None  # the last save failed
     self._spoken = 0.0
 
   def run(self) -> jsp.TrainState:
@@ -232,7 +233,9 @@ class Loop:
     self._pulse.at(ts.count, 'save')
     self._settle()  # the one before was done long ago, almost always
     if self._failures >= self._settings.save_failures:
-      raise jsp.SaveError(f'{self._failures} checkpoints in a row were not saved; see the ledger.')
+      raise jsp.SaveError(
+        f'{self._failures} checkpoints in a row were not saved, last at step {ts.count}: {self._why}'
+      )
     try:
       # First: a checkpoint whose metrics are lost could not be resumed to the same file.
       self._metrics.flush()
@@ -273,7 +276,7 @@ class Loop:
     """Says at once that a checkpoint is not there; the next one is tried as scheduled."""
     if error is None:
       return
-    self._writing = None
+    self._writing, self._why = None, error
     self._failures += 1
     logging.error('Checkpoint not saved: %s', error)
     self._event('save_failed', reason=str(error), in_a_row=self._failures)

@@ -4,6 +4,7 @@
 of kills and resumes it is byte for byte that of an uninterrupted run.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -17,9 +18,7 @@ from absl import logging
 
 from jaxsparse import reports
 
-_MISSING = (
-  "TensorBoard files need tensorboardX: pip install 'jaxsparse[launch]', or --notensorboard."
-)
+_MISSING = "TensorBoard files need tensorboardX: pip install '.[launch]', or --notensorboard."
 
 
 class Damaged(Exception):
@@ -133,19 +132,21 @@ class _Board:
   """
 
   def __init__(self, folder, after):
-    from tensorboardX import event_file_writer
+    from tensorboardX import record_writer
     from tensorboardX import summary
     from tensorboardX.proto import event_pb2
 
     self._scalar, self._pb = summary.scalar, event_pb2
-    self._events = None
+    self._file = None
     try:
       folder.mkdir(exist_ok=True)
       # Two files of one second would have one name, and the second would empty the first.
       number = sum(1 for _ in folder.iterdir())
-      self._events = event_file_writer.EventsWriter(str(folder / 'events'), f'.{number}')
+      name = f'events.out.tfevents.{int(time.time())}.{number}'
+      self._file = record_writer.RecordWriter(str(folder / name))
     except OSError as error:
       self._give_up(error)
+    self._put(event_pb2.Event(file_version='brain.Event:2'))
     if after:  # hides what a killed process logged after the checkpoint it is resumed from
       log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._put(event_pb2.Event(step=after + 1, session_log=log))
@@ -155,23 +156,26 @@ class _Board:
       self._put(self._pb.Event(step=step, summary=self._scalar(name, value)))
 
   def flush(self):
-    self._try(lambda events: events.flush())
+    self._try(lambda file: file.flush())
 
   def close(self):
-    self._try(lambda events: events.close())
+    self._try(lambda file: file.close())
 
   def _put(self, event):
     event.wall_time = time.time()
-    self._try(lambda events: events.write_event(event))
+    self._try(lambda file: file.write(event.SerializeToString()))
 
   def _try(self, act):
-    if self._events is None:
+    if self._file is None:
       return
     try:
-      act(self._events)
+      act(self._file)
     except OSError as error:
       self._give_up(error)
 
   def _give_up(self, error):
-    self._events = None
+    file, self._file = self._file, None
+    if file is not None:
+      with contextlib.suppress(OSError):
+        file.close()  # flushes first, in vain, and lets go of the file nevertheless
     logging.warning('TensorBoard files are no longer written: %s', error)

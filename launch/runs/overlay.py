@@ -61,11 +61,12 @@ def configure(experiment: str, size: str = '', values: Mapping[str, Any] | None 
   return replace(load(experiment).get_config(size), values or {})
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str, flag: str = 'set') -> dict[str, Any]:
   """Returns the fields that text such as `"steps=100, model='vit'"` sets.
 
   Args:
     text: `name=literal` joined by commas; the empty text sets nothing.
+    flag: that the text came from, for messages.
 
   Raises:
     ValueError: the text is anything else.
@@ -76,21 +77,21 @@ def parse(text: str) -> dict[str, Any]:
   """
   wanted = "expected name=literal joined by commas, such as steps=100, model='vit'"
   if len(text) > _LONGEST:
-    raise ValueError(f'--set has at most {_LONGEST} characters, got {len(text)}.')
+    raise ValueError(f'--{flag} has at most {_LONGEST} characters, got {len(text)}.')
   try:
     # The parentheses are ours; text that closes them early is no call with keywords alone.
     call = ast.parse(f'fields({text}\n)', mode='eval').body
     plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
     if not plain or call.args or any(keyword.arg is None for keyword in call.keywords):
-      raise ValueError(f'--set={short(text)}: {wanted}.')
+      raise ValueError(f'--{flag}={short(text)}: {wanted}.')
     names = [keyword.arg for keyword in call.keywords]
     if len(set(names)) < len(names):
-      raise ValueError(f'--set={short(text)}: {wanted}, each once.')
+      raise ValueError(f'--{flag}={short(text)}: {wanted}, each once.')
     return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
   except (SyntaxError, TypeError, RecursionError, MemoryError, ValueError) as error:
-    if str(error).startswith('--set'):
+    if str(error).startswith(f'--{flag}'):
       raise
-    raise ValueError(f'--set={short(text)}: {wanted} ({short(str(error))}).') from error
+    raise ValueError(f'--{flag}={short(text)}: {wanted} ({short(str(error))}).') from error
 
 
 def replace(config: Any, values: Mapping[str, Any]) -> Any:

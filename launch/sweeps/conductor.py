@@ -129,7 +129,7 @@ def checked(settings: Settings) -> Plan:
     transform=settings.transform,
     seed=settings.seed,
     fields=fields,
-    options=overlay.parse(settings.options),
+    options=overlay.parse(settings.options, 'options'),
   )
   known = points.known_names(settings.experiment, settings.size)
   found = grid.points(settings.grid, known=known, limit=settings.max_points)
@@ -196,7 +196,7 @@ def _jobs(plan, todo) -> list[keeper.Job]:
 def _run(plan) -> bool:
   """Runs what has not finished; returns whether it was told to stop before all of it had ended."""
   settings, places = plan.settings, plan.places
-  todo = [p for p in plan.points if keeper.finished(places.run(p.name)) is None]
+  todo = _unfinished(plan)
   if len(todo) < len(plan.points):
     print(f'{len(plan.points) - len(todo)} of {len(plan.points)} points are finished already.')
   if not todo or settings.engine == 'none':
@@ -220,6 +220,23 @@ def _run(plan) -> bool:
     title = f'{settings.experiment}, {len(plan.points)} points'
     with reports.show_board(title) as update:
       return _watch(plan, {point.name for point in todo}, engine, told, update)
+
+
+def _unfinished(plan):
+  """The points left to run; with an engine, a result that reports nothing is one no longer."""
+  todo = []
+  for point in plan.points:
+    run = plan.places.run(point.name)
+    result = keeper.finished(run)
+    try:
+      if result is not None:
+        gather.record(result)
+        continue
+    except ValueError:
+      if plan.settings.engine != 'none':
+        keeper.set_aside(run)
+    todo.append(point)
+  return todo
 
 
 def _watch(plan, todo, engine, told, update) -> bool:

@@ -99,18 +99,29 @@ def curves(run: pathlib.Path) -> dict[str, list[tuple[int, float | None]]]:
   return found
 
 
+def record(result: Mapping[str, Any]) -> reports.Record:
+  """Returns the record of a result.
+
+  Raises:
+    ValueError: it holds none.
+  """
+  try:
+    return reports.finite(reports.from_json(json.dumps(result['record'])))
+  except (KeyError, TypeError, ValueError, RecursionError) as error:
+    raise ValueError(f'result.json holds no record: {error}') from error
+
+
 def run(places: places_lib.Places, point: points.Point) -> reports.Run:
   """Returns what a point came to, for the report."""
   folder = places.run(point.name)
   state = keeper.read(places.state(point.name)) or {}
   result = keeper.finished(folder)
-  record, figures, reason = None, {}, str(state.get('reason') or '')
+  found, figures, reason = None, {}, str(state.get('reason') or '')
   if result is not None:
     try:
-      record = reports.from_json(json.dumps(result['record']))
-      record = reports.finite(record)
-    except (TypeError, ValueError) as error:
-      record, reason = None, f'result.json holds no record: {error}'
+      found = record(result)
+    except ValueError as error:
+      reason = str(error)
     given = result.get('figures')
     figures = {k: v for k, v in given.items() if _is_number(v)} if isinstance(given, dict) else {}
   failed = state.get('status')
@@ -126,11 +137,11 @@ def run(places: places_lib.Places, point: points.Point) -> reports.Run:
   return reports.Run(
     name=point.name,
     settings={'transform': point.transform, 'seed': point.seed, 'size': point.size, **point.fields},
-    status='finished' if record is not None else failed,
-    record=record,
+    status='finished' if found is not None else failed,
+    record=found,
     figures=figures,
     curves=curves(folder),
-    reason='' if record is not None else reason,
+    reason='' if found is not None else reason,
     code=state.get('code') if isinstance(state.get('code'), int) else None,
     attempts=state.get('attempts') if isinstance(state.get('attempts'), int) else 0,
     seconds=state.get('seconds') if _is_number(state.get('seconds')) else None,

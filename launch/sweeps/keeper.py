@@ -268,8 +268,13 @@ def tail(path: str | os.PathLike) -> list[str]:
 
 def _clear(run):
   """What an earlier try left must not be taken for this one's: its failure, a damaged result."""
+  (pathlib.Path(run) / 'failure.json').unlink(missing_ok=True)
+  set_aside(run)
+
+
+def set_aside(run: str | os.PathLike) -> None:
+  """Renames a result that is none, so that its run is not taken for finished."""
   run = pathlib.Path(run)
-  (run / 'failure.json').unlink(missing_ok=True)
   with contextlib.suppress(FileNotFoundError):
     os.replace(run / 'result.json', run / f'result.json.damaged-{time.time_ns()}')
 

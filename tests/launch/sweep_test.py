@@ -24,6 +24,14 @@ _TWELVE = (
   " + transform=['nm(2, 4)'] * seed=[100, 101, 102]"
 )
 
+_DAMAGES = (
+  '{"status": "finis',
+  '[]',
+  '{"status": "finished"}',
+  '{"status": "finished", "record": {"model": "vision"}}',
+  '{"status": "finished", "record": {"model": "m", "label": "l", "transform": "t", "seed": "0"}}',
+)
+
 
 def _settings(workdir, grid, **more):
   return conductor.Settings(
@@ -146,12 +154,12 @@ def test_a_damaged_result_is_kept_aside_and_run_again(tmp_path):
   settings = _settings(tmp_path, 'seed=[0, 1]')
   assert conductor.conduct(settings) == 0
   (first,) = tmp_path.glob('runs/*seed-0*')
-  for number, damage in enumerate(('{"status": "finis', '[]', '{"status": "finished"}')):
+  for number, damage in enumerate(_DAMAGES):
     (first / 'result.json').write_text(damage)
     assert conductor.conduct(settings) == 0
     assert len((first / 'starts').read_text()) == 2 + number
-  assert len(list(first.glob('result.json.damaged-*'))) == 3
-  assert set(_starts(tmp_path).values()) == {4, 1}
+  assert len(list(first.glob('result.json.damaged-*'))) == len(_DAMAGES)
+  assert set(_starts(tmp_path).values()) == {1 + len(_DAMAGES), 1}
 
 
 def test_a_grid_may_add_points_but_not_drop_any(tmp_path):

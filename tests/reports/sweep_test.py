@@ -68,6 +68,13 @@ def test_what_differs_within_the_sweep_is_in_the_label_and_one_dense_run_is_the_
   assert first.record.baseline and not second.record.baseline
 
 
+def test_a_page_describes_every_architecture():
+  runs = [_run('identity()', 0, 0.9), _run('nm(2, 4)', 0, 0.8), _run('rigl(0.9)', 0, 0.8)]
+  for run, about in zip(runs, ('A CNN.', 'A ViT.', 'A CNN.')):
+    run.record.details['about'] = about
+  assert 'A CNN. A ViT.<' in _page(runs)
+
+
 def test_the_page_tells_means_failures_curves_and_files():
   page = _page(_runs())
   assert '92.00 ± 2.83 %' in page and '1 of 2' in page
@@ -127,6 +134,14 @@ def test_csv_has_a_row_a_run_and_no_nan():
   assert (rows[0]['accuracy'], rows[0]['figure.loss'], rows[1]['figure.loss']) == ('0.9', '', '1.5')
   assert rows[3]['accuracy'] == '' and rows[3]['code'] == '44'
   assert rows[0]['figure.=cmd'] == '1.5'
+
+
+def test_a_setting_called_like_a_column_keeps_its_own():
+  runs = [r._replace(settings={**r.settings, 'model': 'vit', 'size': ''}) for r in _runs()]
+  rows = _table(runs)
+  assert [row['setting.model'] for row in rows] == ['vit'] * 4
+  assert [row['model'] for row in rows] == ['vision', 'vision', 'vision', '']
+  assert 'size=&#x27;&#x27;' in _page(runs)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def start(jobs: Sequence[keeper.Job], *, workers: int) -> Iterator[Pool]:
   try:
     import executorlib
   except ImportError as error:
-    message = "--engine=local needs executorlib: pip install 'jaxsparse[launch]'."
+    message = "--engine=local needs executorlib: pip install '.[launch]'."
     raise ValueError(message) from error
   with _importable(), _loopback():
     executor = executorlib.SingleNodeExecutor(

@@ -184,7 +184,7 @@ def _submit(jobs, workers, folder, cluster):
   try:
     import submitit
   except ImportError as error:
-    message = "--engine=slurm needs submitit: pip install 'jaxsparse[launch]'."
+    message = "--engine=slurm needs submitit: pip install '.[launch]'."
     raise ValueError(message) from error
   tries = 1 + max(job.retries for job in jobs)
   seconds = max(job.seconds or 0 for job in jobs) * tries + _SIGNAL_SECONDS + 60

@@ -18,7 +18,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _TITLE = 'jaxsparse-sweep'
 _BASE_IMAGE = 'python:3.12-slim'
 _PROGRAM = ('-m', 'launch.run')
-_EXTRAS = {'local': 'launch', 'vertex': 'launch,tpu', 'kubernetes': 'launch,tpu'}
+_EXTRAS = 'launch,models,tpu'
 
 
 class Trial(NamedTuple):
@@ -74,15 +74,15 @@ def commands(trials: Sequence[Trial], cloud: Cloud, parallel: int) -> list[str]:
     program = [sys.executable, *_PROGRAM]
   else:
     program = ['python3', *_PROGRAM]
-    heading += [f'# container: FROM {_BASE_IMAGE}', *(f'#   {step}' for step in _steps(cloud.name))]
+    heading += [f'# container: FROM {_BASE_IMAGE}', *(f'#   {step}' for step in _steps())]
   return [*heading, *(shlex.join([*program, *trial.flags]) for trial in trials)]
 
 
-def _steps(cloud):
+def _steps():
   return [
     'WORKDIR /jaxsparse',
     f'COPY {_ROOT.name}/ /jaxsparse',
-    f"RUN pip install --no-cache-dir '.[{_EXTRAS[cloud]}]'",
+    f"RUN pip install --no-cache-dir '.[{_EXTRAS}]'",
   ]
 
 
@@ -145,7 +145,7 @@ def _packageable(xm, spec, cloud):
       entrypoint=xm.ModuleName(_PROGRAM[1]),
       path=str(_ROOT),
       base_image=_BASE_IMAGE,
-      docker_instructions=_steps(cloud),
+      docker_instructions=_steps(),
     ),
     executor_spec=spec,
   )

@@ -165,3 +165,16 @@ def test_sigterm_to_one_process_is_seen_at_the_next_step():
     assert watch.reached(2)
     assert watch.reached(3)
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_after_the_last_step_sigterm_acts_at_once_also_one_that_came_before():
+  for before in (True, False):
+    acts = []
+    with preemption.Watch() as watch:
+      if before:
+        os.kill(os.getpid(), signal.SIGTERM)
+      watch.at_once(lambda: acts.append('left'))
+      if not before:
+        assert not acts
+        os.kill(os.getpid(), signal.SIGTERM)
+      assert acts == ['left']

@@ -1,6 +1,8 @@
 """The loop on a toy task: what it logs, saves, restores, and does about a loss that diverges."""
 
+import errno
 import json
+import os
 import pathlib
 import resource
 import tempfile
@@ -82,7 +84,10 @@ class Quiet:
     pass
 
 
-def train(folder, task, transform='rigl(0.5, every=3, end=9)', stop=None, mesh=None, **settings):
+_RIGL = 'rigl(0.5, every=3, end=9)'
+
+
+def train(folder, task, transform=_RIGL, stop=None, mesh=None, log=metrics.Metrics, **settings):
   """Runs the task in a folder; returns the final state and the ledger's events."""
   events = []
   program = loop.program(
@@ -93,7 +98,7 @@ def train(folder, task, transform='rigl(0.5, every=3, end=9)', stop=None, mesh=N
       program,
       seed=0,
       store=store,
-      open_metrics=lambda after: metrics.Metrics(folder, after=after, tensorboard=False),
+      open_metrics=lambda after: log(folder, after=after, tensorboard=False),
       settings=loop.Settings(**{'checkpoint_every': 4, 'log_every': 2, **settings}),
       watch=Quiet(stop),
       pulse=Quiet(),
@@ -193,6 +198,24 @@ class LoopTest(parameterized.TestCase):
     self.assertRegex(failed[0]['reason'], '(?i)file too large')
     with jsp.CheckpointStore(self.folder / 'a' / 'checkpoints') as store:
       self.assertEqual(store.steps(), [8, 12])
+
+  def test_metrics_that_cannot_be_written_fail_the_save_and_come_with_the_next(self):
+    train(self.folder / 'a', toy())
+    flush, calls = metrics.Metrics.flush, []
+
+    class Full(metrics.Metrics):
+      def flush(self):
+        calls.append(1)
+        if len(calls) == 2:
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(self)
+
+    _, events = train(self.folder / 'b', toy(), log=Full)
+    (failed,) = [e for e in events if e['event'] == 'save_failed']
+    self.assertIn('Step 8 was not saved', failed['reason'])
+    self.assertIn('No space left on device', failed['reason'])
+    self.assertEqual([e['step'] for e in events if e['event'] == 'save'], [4, 12])
+    self.assertEqual(logged(self.folder / 'a'), logged(self.folder / 'b'))
 
   def test_saves_that_keep_failing_end_the_run(self):
     self.addCleanup(limit_file_size, False)

@@ -64,6 +64,11 @@ class OverlayTest(parameterized.TestCase):
     self.assertIn(said, str(caught.exception))
     self.assertLess(len(str(caught.exception)), 500)
 
+  def test_a_message_says_which_flag_it_is_about(self):
+    for text in ('a b', 'a=1, a=2', '1', 'x' * 20_000):
+      with self.assertRaisesRegex(ValueError, '^--options[= ]'):
+        overlay.parse(text, 'options')
+
   def test_finds_experiments_by_their_file(self):
     self.assertContainsSubset(['vision'], overlay.experiments())
     self.assertNotIn('digits', overlay.experiments())

@@ -18,7 +18,7 @@ _CLOUD = """\
 # container: FROM python:3.12-slim
 #   WORKDIR /jaxsparse
 #   COPY {root}/ /jaxsparse
-#   RUN pip install --no-cache-dir '.[launch,tpu]'
+#   RUN pip install --no-cache-dir '.[launch,models,tpu]'
 python3 -m launch.run --experiment=vision --size=smoke '--transform=nm(2, 4)' --seed=0 \
 --set=steps=5 --workdir=/gcs/bucket/sweep/runs/{names[0]}
 python3 -m launch.run --experiment=vision --size=smoke '--transform=nm(2, 4)' --seed=1 \
