@@ -9,23 +9,41 @@ from jaxsparse.core import weights
 
 
 class MaskState(NamedTuple):
-  """What a pruned weight remembers."""
+  """What a pruned weight remembers: it is gone, and starts at zero if it is grown again."""
 
   mask: jax.Array   # bool, the weight's shape; True keeps
+
+
+class ViewState(NamedTuple):
+  """What a weight remembers whose latents train on behind the mask, and come back as they are."""
+
+  mask: jax.Array   # bool, the weight's shape; True keeps
+
+  __dense_latents__ = True
+
+
+def is_masked(value: Any) -> bool:
+  """Whether a weight's state has a mask: any NamedTuple with a field of that name."""
+  return isinstance(value, tuple) and 'mask' in getattr(value, '_fields', ())
 
 
 def _is_node(x):
   return isinstance(x, weights.WeightsState)
 
 
-def mask_entries(state: Any) -> dict[str, jax.Array]:
-  """{key: bool mask} of a state; masks of several stages on one weight are joined by `and`."""
+def mask_entries(state: Any, *, pruned: bool = False) -> dict[str, jax.Array]:
+  """{key: bool mask} of a state; masks of several stages on one weight are joined by `and`.
+
+  Args:
+    state: the state of any transform.
+    pruned: leave out masks with dense latents behind them, which a regrown weight comes back from.
+  """
   found = {}
   for node in jax.tree.leaves(state, is_leaf=_is_node):
     if not _is_node(node):
       continue
     for key, value in node.weights.items():
-      if isinstance(value, MaskState):
+      if is_masked(value) and not (pruned and getattr(value, '__dense_latents__', False)):
         found[key] = found[key] & value.mask if key in found else value.mask
   return found
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsparse.core import masks
 from jaxsparse.core import names
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
@@ -104,7 +103,7 @@ def _finish(transform, state, done):
     scheme = transforms.spell_or(transform, 'made by hand')
     kept = int(final[key].sum()) if key in final else None
     done.setdefault(key, []).append((scheme, layout, kept))
-  new = {key: masks.MaskState(layouts[key].from_matrix(final[key])) if key in final else value
+  new = {key: value._replace(mask=layouts[key].from_matrix(final[key])) if key in final else value
          for key, value in state.weights.items()}
   return dataclasses.replace(state, weights=new)
 

@@ -5,8 +5,10 @@ host, so that ordinary training steps hold no threshold search (DESIGN section 6
 number of kept weights is an exact integer.
 """
 
+import bisect
 from typing import Any, Callable, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -46,6 +48,24 @@ def every(n: int, start: int, end: int) -> Every:
   return Every(int(n), int(start), int(end))
 
 
+class Counts(NamedTuple):
+  """A list of counts, ascending, where no `Every` says them."""
+
+  counts: tuple[int, ...]
+
+  def due(self, count):
+    """Whether `count` is one of them; an int gives a bool, an array a bool array."""
+    if isinstance(count, (int, np.integer)):
+      index = bisect.bisect_left(self.counts, count)
+      return index < len(self.counts) and self.counts[index] == int(count)
+    counts = jnp.asarray(self.counts, jnp.int32)
+    return counts[jnp.clip(jnp.searchsorted(counts, count), 0, counts.size - 1)] == count
+
+  def steps(self) -> tuple[int, ...]:
+    """All of them, ascending."""
+    return self.counts
+
+
 # `every` is also the name of an argument below.
 _when = every
 
@@ -54,7 +74,7 @@ class Schedule(NamedTuple):
   """Sparsity over counts: `value(count)`, read at `when`; before it the sparsity is `initial`."""
 
   value: Callable[[int], float]
-  when: Every | None
+  when: Every | Counts | None
   initial: float
   final: float
   spelling: Any = None
@@ -85,6 +105,17 @@ def check_sparsity(value: Any, word: str = 'sparsity') -> float:
   if not number or not 0 <= value < 1:
     raise ValueError(f'{word} must be a fraction of zeros in [0, 1), got {value!r}.')
   return float(value)
+
+
+def listed(values: dict[int, float], initial: float, spelling: Any) -> Schedule:
+  """A schedule of `{count: sparsity}`, ascending; the last one is final.
+
+  Example:
+    >>> listed({3: 0.5, 4: 0.75}, 0.0, None).due(4)
+    True
+  """
+  return Schedule(values.__getitem__, Counts(tuple(values)), initial, list(values.values())[-1],
+                  spelling)
 
 
 def constant(sparsity: float) -> Schedule:
@@ -118,8 +149,9 @@ def _ramp(final, initial, start, end, every_, shape, spelling):
     raise ValueError(f'end must come after start={start}, got {end}; use at_step for one step.')
 
   def value(count):
-    done = min(max((count - start) / (end - start), 0.0), 1.0)
-    return final + (initial - final) * shape(1.0 - done)
+    if count <= start:
+      return initial   # not what rounding makes of it
+    return final + (initial - final) * shape(1.0 - min((count - start) / (end - start), 1.0))
 
   return Schedule(value, when, initial, final, spelling)
 
@@ -159,15 +191,49 @@ def linear(final: float, *, start: int = 0, end: int, every: int = 100,
   return _ramp(final, initial, start, end, every, lambda x: x, spell.call(linear, locals()))
 
 
-def schedule(value: Callable[[int], float], *, start: int, end: int, every: int) -> Schedule:
-  """Your own `value(count)`, read every `every` counts from `start` and at `end`.
+def cosine(final: float, *, start: int = 0, end: int, every: int = 100,
+           initial: float = 0.0) -> Schedule:
+  """From `initial` to `final` along half a cosine, flat at both ends; arguments as in `cubic`.
+
+  `final + (initial - final) (1 + cos(pi (t - start) / (end - start))) / 2`, the annealing of
+  Loshchilov and Hutter, "SGDR" (arXiv:1608.03983), equation 5, without restarts.
 
   Example:
-    >>> schedule(lambda count: 0.5, start=1, end=2, every=1).final
-    0.5
+    >>> [round(s, 3) for s in cosine(0.5, end=2, every=1).table()[1]]
+    [0.0, 0.0, 0.25, 0.5]
   """
-  when = _when(every, start, end)
-  return Schedule(value, when, 0.0, check_sparsity(float(value(end))), None)
+  # (1 - cos(pi x)) / 2 is exactly 0 at x = 0, so the target is met to the bit.
+  return _ramp(final, initial, start, end, every, lambda x: (1 - float(np.cos(np.pi * x))) / 2,
+               spell.call(cosine, locals()))
+
+
+def schedule(value: Callable[[int], float], *, start: int, end: int, every: int,
+             initial: float = 0.0) -> Schedule:
+  """Your own `value(count)`, read every `every` counts from `start` and at `end`.
+
+  It is called here, once a count, with integers on the host; a `jax` function (an optax schedule)
+  may be one too.
+
+  Args:
+    value: count to sparsity.
+    start: count of the first refresh.
+    end: count of the last; `value(end)` is the sparsity from then on.
+    every: counts between refreshes.
+    initial: sparsity before `start`.
+
+  Raises:
+    ValueError: a value is outside [0, 1), with its count, or the counts are not ordered.
+
+  Example:
+    >>> schedule(lambda count: count / 4, start=1, end=2, every=1).table()[1]
+    [0.0, 0.25, 0.5]
+  """
+  initial = check_sparsity(initial, 'initial')
+  # A schedule may be made while another function is traced.
+  with jax.ensure_compile_time_eval():
+    values = {count: check_sparsity(float(value(count)), f'sparsity at count {count}')
+              for count in _when(every, start, end).steps()}
+  return listed(values, initial, None)
 
 
 def as_schedule(value: Any) -> Schedule:

@@ -51,7 +51,8 @@ class Transform(NamedTuple):
     init: `(params, *, stats=None, grads=None, axes=None, **extra) -> (params, state)`. The right
       inverse of `apply`: takes effective weights, returns latents in the same container, a leaf
       replaced by an array, a NamedTuple of arrays, or `Frozen()`. `stats` are calibration
-      statistics by weight name, `grads` a tree like `params`, `axes` roles by weight name.
+      statistics by weight name, `grads` a tree like `params`, `axes` roles by weight name; `only`
+      a set of weight names: others are left as they are, and the state says nothing of them.
     apply: `(params, state) -> effective params`; all that the loss differentiates through.
       Returns arrays, or formats where a factored computation is wanted (`densify` them).
     update: `(params, state, *, grads=None, refresh=None, **extra) -> state`. `grads` is the

@@ -108,9 +108,11 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     >>> float(halve.apply(params, state)['kernel'][0, 0])
     0.5
   """
-  def t_init(params, *, stats=None, grads=None, axes=None, **extra):
+  def t_init(params, *, stats=None, grads=None, axes=None, only=None, **extra):
     leaves, rebuild = names.named_leaves(params)
-    picked = [leaf for leaf in leaves if leaf.is_weight]
+    # Factors belong to the weight that they stand for.
+    owner = lambda leaf: names.name_of(leaf.key.split(':')[0])
+    picked = [leaf for leaf in leaves if leaf.is_weight and (only is None or owner(leaf) in only)]
     arrays = {leaf.key: jnp.asarray(formats.densify(leaf.value)) for leaf in picked}
     _check_finite(arrays)
     layouts = {leaf.key: _layout(leaf, arrays[leaf.key], axes) for leaf in picked}

@@ -22,3 +22,33 @@ def truncated_svd(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   left, values, right = jnp.linalg.svd(w, full_matrices=False)
   root = jnp.sqrt(values[..., :rank])
   return left[..., :rank] * root[..., None, :], root[..., :, None] * right[..., :rank, :]
+
+
+@jax.jit
+def inverse_cholesky(gram: jax.Array, damping: float) -> jax.Array:
+  """The upper factor U of the damped inverse: `U^T U = (gram + damping mean(diag) I)^-1`.
+
+  Found without forming the inverse: of the matrix with rows and columns reversed, the Cholesky
+  factor L gives `U = reverse(L^-1)`. An input that was never active (a zero on the diagonal)
+  counts as an average one, so that its row of U is that of the identity, scaled.
+
+  Args:
+    gram: float32 `[..., R, R]`, symmetric and positive semidefinite.
+    damping: a fraction of the mean diagonal; zero only for a gram of full rank.
+
+  Returns:
+    float32 `[..., R, R]`; NaN where the damped gram is not positive definite.
+
+  Example:
+    >>> inverse_cholesky(jnp.diag(jnp.array([4.0, 16.0])), 0.0).tolist()
+    [[0.5, 0.0], [0.0, 0.25]]
+  """
+  diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+  live = diagonal > 0
+  mean = diagonal.sum(-1, keepdims=True) / jnp.maximum(live.sum(-1, keepdims=True), 1)
+  mean = jnp.where(mean > 0, mean, 1.0)
+  identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+  added = jnp.where(live, 0.0, mean) + damping * mean
+  lower = jnp.linalg.cholesky(jnp.flip(gram + identity * added[..., None, :], (-2, -1)))
+  inverse = jax.lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
+  return jnp.triu(jnp.flip(inverse, (-2, -1)))

@@ -40,6 +40,26 @@ scale_gradient.defvjp(
     lambda factor, g: (g * factor, jnp.zeros_like(factor)))
 
 
+@jax.custom_vjp
+def add_gradient(x: jax.Array, extra: jax.Array) -> jax.Array:
+  """`x` forward; backward the gradient plus `extra`: a penalty of known slope inside the view.
+
+  Args:
+    x: any shape.
+    extra: same shape; no gradient flows into it.
+
+  Returns:
+    `x`.
+  """
+  del extra
+  return x
+
+
+add_gradient.defvjp(
+    lambda x, extra: (x, extra),
+    lambda extra, g: (g + extra.astype(g.dtype), jnp.zeros_like(extra)))
+
+
 def nearest(x: jax.Array, low: float, high: float) -> jax.Array:
   """`x` rounded half to even and clipped to `[low, high]`; the clip comes first, as casts wrap."""
   return jnp.round(jnp.clip(x, low, high))

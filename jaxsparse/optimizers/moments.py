@@ -15,7 +15,8 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
   """Zeroes weights that were just (re)grown, and their optimizer moments.
 
   A grown weight starts at zero (Evci et al., arXiv:1911.11134), and a moment gathered before it
-  was pruned says nothing about it now. The one place where params follow the state.
+  was pruned says nothing about it now. The one place where params follow the state. Methods that
+  train dense latents behind their mask (`straight_through`) are left alone.
 
   Args:
     tx: the optimizer whose state it is; any that `optax.tree_map_params` understands.
@@ -35,7 +36,7 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
     >>> float(params['kernel'].sum())
     4.0
   """
-  old, new = masks.mask_entries(old_state), masks.mask_entries(new_state)
+  old, new = (masks.mask_entries(state, pruned=True) for state in (old_state, new_state))
   grown = {key: new[key] & ~old[key] for key in new if new[key] is not old[key]}
   if not grown:
     return params, opt_state

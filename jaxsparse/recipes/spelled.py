@@ -13,21 +13,23 @@ from jaxsparse import quantization
 from jaxsparse import sharing
 from jaxsparse import sparsity
 from jaxsparse.core import combine
+from jaxsparse.core import rounds
 from jaxsparse.core import schedules
 from jaxsparse.core import transform as transforms
 
 _LONGEST = 10_000
 _ROOMS = (sparsity, quantization, lowrank, sharing)
 _COMBINATORS = (combine.at, combine.chain, combine.rules, transforms.identity)
-_SCHEDULES = (schedules.constant, schedules.cubic, schedules.linear, schedules.at_step)
+_SCHEDULES = (schedules.constant, schedules.cubic, schedules.linear, schedules.cosine,
+              schedules.at_step, rounds.alternating, rounds.cyclic, rounds.iterative)
 
 
 def words() -> dict[str, Callable]:
   """{word: factory or value} of everything a spelled form may say.
 
   Example:
-    >>> sorted(words())[:4]
-    ['at', 'at_step', 'block', 'chain']
+    >>> [word for word in sorted(words()) if word.startswith('c')]
+    ['chain', 'channel', ...'cosine', 'cubic', 'cyclic']
   """
   listed = [*_COMBINATORS, *_SCHEDULES]
   for room in _ROOMS:

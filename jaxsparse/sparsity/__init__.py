@@ -1,9 +1,14 @@
 """Pruning and sparse training: criterion x pattern x distribution x schedule."""
 
 from jaxsparse.sparsity import criteria
+from jaxsparse.sparsity.ac_dc import ac_dc
 from jaxsparse.sparsity.distributions import erk
 from jaxsparse.sparsity.distributions import pooled
 from jaxsparse.sparsity.distributions import uniform
+from jaxsparse.sparsity.l0 import L0
+from jaxsparse.sparsity.l0 import l0
+from jaxsparse.sparsity.movement import movement
+from jaxsparse.sparsity.optimal_brain import optimal_brain
 from jaxsparse.sparsity.patterns import block
 from jaxsparse.sparsity.patterns import channel
 from jaxsparse.sparsity.patterns import n_m
@@ -12,11 +17,26 @@ from jaxsparse.sparsity.prune import magnitude
 from jaxsparse.sparsity.prune import nm
 from jaxsparse.sparsity.prune import prune
 from jaxsparse.sparsity.rigl import rigl
+from jaxsparse.sparsity.snfs import snfs
+from jaxsparse.sparsity.soft_threshold import SoftThreshold
+from jaxsparse.sparsity.soft_threshold import soft_threshold
+from jaxsparse.sparsity.sparse_evolution import sparse_evolution
+from jaxsparse.sparsity.sparsegpt import sparsegpt
+from jaxsparse.sparsity.sr_ste import sr_ste
+from jaxsparse.sparsity.static import static
+from jaxsparse.sparsity.straight_through import straight_through
+from jaxsparse.sparsity.top_kast import top_kast
+from jaxsparse.sparsity.wanda import wanda
 
-TRANSFORMS = (magnitude, nm, rigl)
+TRANSFORMS = (
+    ac_dc, l0, magnitude, movement, nm, optimal_brain, prune, rigl, snfs, soft_threshold,
+    sparse_evolution, sparsegpt, sr_ste, static, straight_through, top_kast, wanda,
+)
 VALUES = (block, channel, erk, n_m, pooled, uniform, unstructured)
 
 __all__ = [
-    'TRANSFORMS', 'VALUES', 'block', 'channel', 'criteria', 'erk', 'magnitude', 'n_m', 'nm',
-    'pooled', 'prune', 'rigl', 'uniform', 'unstructured',
+    'L0', 'SoftThreshold', 'ac_dc', 'block', 'channel', 'criteria', 'erk', 'l0', 'magnitude',
+    'movement', 'n_m', 'nm', 'optimal_brain', 'pooled', 'prune', 'rigl', 'snfs', 'soft_threshold',
+    'sparse_evolution', 'sparsegpt', 'sr_ste', 'static', 'straight_through', 'top_kast',
+    'uniform', 'unstructured', 'wanda',
 ]

@@ -1,15 +1,16 @@
 """What masked methods share: how many units stay, the mask applied, the masked weight packed."""
 
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.core import masks
 from jaxsparse.core import names
 from jaxsparse.core import schedules
 from jaxsparse.core import spelling as spell
+from jaxsparse.numerics import select
+from jaxsparse.sparsity import distributions
 from jaxsparse.sparsity import patterns
 
 
@@ -62,9 +63,39 @@ def final_masks(pattern: patterns.Pattern, schedule: schedules.Schedule,
   return masks_of
 
 
-def apply_mask(w: jax.Array, state: masks.MaskState) -> jax.Array:
-  """`where`, not multiply: a NaN must not survive a zero in the mask."""
-  return jnp.where(state.mask, w, 0)
+def chooser(pattern: patterns.Pattern, schedule: schedules.Schedule,
+            distribution: Callable) -> Callable:
+  """`choose(scores, layouts, entry) -> {key: bool mask}`: the best units, as many as are due.
+
+  `entry` indexes the schedule's table and may be traced. Pooled weights are ranked together.
+
+  Raises:
+    ValueError: pattern, schedule and distribution do not fit each other.
+  """
+  if not isinstance(pattern, patterns.Pattern):
+    raise ValueError(f'pattern must be a pattern such as n_m(2, 4), got {pattern!r}.')
+  check_distribution(distribution)
+  pooled = distribution is distributions.pooled
+  if pooled and not pattern.entries:
+    raise ValueError('pooled ranks single entries; use it with the unstructured pattern.')
+  if pattern.fixed is not None:
+    kept_table({}, pattern, schedule, distribution)   # raises where the targets conflict
+
+  def choose(scores, layouts, entry):
+    if not pooled:
+      tables = kept_table(layouts, pattern, schedule, distribution)
+      return {k: pattern.mask(s, jnp.asarray(tables[k])[entry]) for k, s in scores.items()}
+    total = sum(s.size for s in scores.values())
+    _, sparsities = schedule.table()
+    kept = jnp.asarray([kept_of(total, s) for s in sparsities])[entry]
+    return dict(zip(scores, select.top_k_masks(list(scores.values()), kept)))
+
+  return choose
+
+
+def apply_masks(ws: dict[str, jax.Array], states: dict[str, Any]) -> dict[str, jax.Array]:
+  """Masked weights; `where`, not multiply: a NaN must not survive a zero in the mask."""
+  return {k: jnp.where(states[k].mask, w, 0) for k, w in ws.items()}
 
 
 def pack_masked(pattern: patterns.Pattern):
@@ -73,3 +104,11 @@ def pack_masked(pattern: patterns.Pattern):
     return {k: pattern.pack(w, states[k].mask, layouts[k].astype(w.dtype))
             for k, w in latents.items()}
   return pack
+
+
+def pack_zeros(w: jax.Array, layout) -> Any:
+  """`w` with the zeros it happens to have, as a bitmask where that is smaller.
+
+  Zeros decide the size of a bitmask, so a traced weight stays as it is: a plan counts it dense.
+  """
+  return w if isinstance(w, jax.core.Tracer) else patterns.unstructured().pack(w, w != 0, layout)

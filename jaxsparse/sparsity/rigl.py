@@ -10,19 +10,12 @@ it wins.
 
 from typing import Callable
 
-import jax
 import jax.numpy as jnp
 
-from jaxsparse.core import masks
-from jaxsparse.core import schedules
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.core import weights
-from jaxsparse.numerics import hashing
-from jaxsparse.numerics import select
 from jaxsparse.sparsity import distributions
-from jaxsparse.sparsity import masking
-from jaxsparse.sparsity import patterns
+from jaxsparse.sparsity import regrowth
 
 
 def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float = 0.3,
@@ -46,59 +39,7 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
     >>> int(jsp.masks(state)['kernel'].sum())
     4
   """
-  spelling = spell.call(rigl, locals())
-  schedule = schedules.as_schedule(sparsity)
-  if schedule.when is not None:
-    raise ValueError('rigl keeps one sparsity; expected a number or constant(...), found '
-                     f'{spell.spell_value(sparsity)}.')
-  if not 0 <= alpha <= 1:
-    raise ValueError(f'alpha must be in [0, 1], got {alpha!r}.')
-  masking.check_distribution(distribution)
-  if distribution is distributions.pooled:
-    raise ValueError('rigl draws masks at random, so there is no score to pool; use erk.')
-  hashing.check_seed(seed)
-  schedules.every(every, 0, end)   # says what is wrong with either
-  when = schedules.every(every, every, max(end, every))
-  pattern = patterns.unstructured()
-
-  def active(layouts):
-    table = masking.kept_table(layouts, pattern, schedule, distribution)
-    return {k: int(kept[0]) for k, kept in table.items()}
-
-  def init(ws, *, layouts):
-    kept = active(layouts)
-    draw = lambda k, w: jax.random.uniform(hashing.key_of(seed, k), w.shape)
-    return ws, {k: masks.MaskState(pattern.mask(draw(k, w), kept[k])) for k, w in ws.items()}
-
-  def apply(ws, states):
-    return {k: masking.apply_mask(w, states[k]) for k, w in ws.items()}
-
-  def update(ws, states, *, layouts, count, grads, refresh):
-    if refresh is False or not ws:
-      return states
-    if grads is None:
-      raise ValueError('rigl grows by gradients; expected update(..., grads=effective_grads).')
-    kept = active(layouts)
-
-    def renew():
-      fraction = alpha / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / end, 1.0)))
-      return {k: _drop_and_grow(w, states[k].mask, grads[k], kept[k], fraction)
-              for k, w in ws.items()}
-
-    if refresh:
-      return renew()
-    return jax.lax.cond(when.due(count), renew, lambda: states)
-
-  spec = transforms.Spec(spelling, when.due, final_masks=masking.final_masks(
-      pattern, schedule, distribution))
-  return weights.treewise(init, apply, update, masking.pack_masked(pattern), spec=spec)
-
-
-def _drop_and_grow(w, mask, grad, active: int, fraction):
-  dropped = jnp.round(fraction * active).astype(jnp.int32)
-  matrix = (-2, -1)
-  survives = select.top_k_mask(
-      jnp.where(mask, jnp.abs(w).astype(jnp.float32), -jnp.inf), active - dropped, axes=matrix)
-  grown = select.top_k_mask(
-      jnp.where(survives, -jnp.inf, jnp.abs(grad).astype(jnp.float32)), dropped, axes=matrix)
-  return masks.MaskState(survives | grown)
+  return regrowth.regrown(
+      spell.call(rigl, locals()), sparsity, every=every, end=end, alpha=alpha,
+      distribution=distribution, seed=seed,
+      growth=lambda state, grad, key: jnp.abs(grad).astype(jnp.float32))

@@ -13,11 +13,12 @@ from jaxsparse.trace.observers import Range
 from jaxsparse.trace.observers import gram
 from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
+from jaxsparse.trace.one_shot import one_shot
 from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
     'Contraction', 'Flops', 'Observer', 'Range', 'WeightFlops', 'axes_of', 'calibrate',
-    'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'quantize_activations',
-    'range_',
+    'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
+    'quantize_activations', 'range_',
 ]

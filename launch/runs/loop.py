@@ -234,7 +234,7 @@ class Loop:
     self._settle()  # the one before was done long ago, almost always
     if self._failures >= self._settings.save_failures:
       raise jsp.SaveError(
-        f'{self._failures} checkpoints in a row were not saved, last at step {ts.count}: {self._why}'
+        f'Step {ts.count}: {self._failures} checkpoints in a row were not saved: {self._why}'
       )
     try:
       # First: a checkpoint whose metrics are lost could not be resumed to the same file.

@@ -16,12 +16,16 @@ import jaxsparse as jsp
 from jaxsparse import lowrank
 from jaxsparse import quantization
 from jaxsparse import sharing
+from jaxsparse.core import axes as core_axes
+from jaxsparse.core import names
+from jaxsparse.numerics import axes
 from jaxsparse.sparsity import TRANSFORMS as PRUNING
 
 FACTORIES = (*PRUNING, *quantization.TRANSFORMS, *lowrank.TRANSFORMS, *sharing.TRANSFORMS)
 
 GUESSES = {'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
-           'k': '16', 'group': '5'}
+           'k': '16', 'group': '5', 'criterion': "'random'",
+           'schedule': 'linear(0.5, end=2, every=1)'}
 
 # Further spelled forms of a word, beside the guessed one.
 ARGUMENTS = {
@@ -29,9 +33,17 @@ ARGUMENTS = {
                   'magnitude(linear(0.5, end=2, every=1), pattern=n_m(2, 4))',
                   'magnitude(0.5, pattern=channel())', 'magnitude(0.5, distribution=pooled)',
                   'magnitude(0.5, distribution=erk)'],
+    'ac_dc': ['ac_dc(0.5, start=0, every=1, end=3)'],
+    'l0': ["l0(unit='output', end=0)"],
+    'prune': ["prune('snip', schedule=at_step(0, 0.5), distribution=pooled)"],
     'rigl': ['rigl(0.5, every=1, end=10)'],
+    'straight_through': ['straight_through(cosine(0.5, end=3, every=2), every=4)'],
+    'top_kast': ['top_kast(0.75, backward=0.5, every=1)'],
     'fake_quantize': ["fake_quantize('int4', granularity='group', group=3)",
                       "fake_quantize('int8', granularity='tensor')"],
+    'optimal_brain': ['optimal_brain(pattern=n_m(2, 4))'],
+    'sparsegpt': ['sparsegpt(0.75, block=4)', 'sparsegpt(pattern=n_m(2, 4))'],
+    'wanda': ['wanda(pattern=n_m(1, 4))', 'wanda(0.5, pattern=block(2, 1))'],
     'low_rank': ['low_rank(0.5)'],
     'lora': ['lora(4, base=nf4(group=4))', 'lora(4, base=nm(2, 4))'],
 }
@@ -39,9 +51,10 @@ ARGUMENTS = {
 
 def guess(factory) -> str:
   """The spelled call of a factory, arguments without default guessed from their names."""
-  needed = [p.name for p in inspect.signature(factory).parameters.values()
-            if p.default is p.empty]
-  return f'{factory.__name__}({", ".join(GUESSES[name] for name in needed)})'
+  needed = [p for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
+  arguments = [f'{p.name}={GUESSES[p.name]}' if p.kind is p.KEYWORD_ONLY else GUESSES[p.name]
+               for p in needed]
+  return f'{factory.__name__}({", ".join(arguments)})'
 
 
 def spelled() -> list[str]:
@@ -80,16 +93,35 @@ def make_tree(shapes, fill: str, dtype: str, seed: int = 0):
 
 
 @st.composite
-def trees(draw, names=tuple(TREES)):
+def trees(draw, kinds=tuple(TREES)):
   """A tree of any kind, fill and dtype."""
-  shapes = TREES[draw(st.sampled_from(names))]
+  shapes = TREES[draw(st.sampled_from(kinds))]
   return make_tree(shapes, draw(st.sampled_from(FILLS)),
                    draw(st.sampled_from(['float32', 'bfloat16'])), draw(st.integers(0, 3)))
 
 
+def statistics(params, seed: int = 0):
+  """{name: Gram of random inputs}, by the roles that `init` finds; one input of each was dead."""
+  rng, found = np.random.default_rng(seed), {}
+  for leaf in names.named_leaves(params)[0]:
+    if leaf.is_weight:
+      shape = leaf.value.shape
+      layout = axes.Layout(shape, 'float32', core_axes.known_axes(leaf.name, shape))
+      *batch, rows, _ = layout.matrix_shape
+      x = rng.normal(size=(*batch, 6, rows))
+      x[..., -1] = 0
+      found[leaf.name] = jnp.asarray(np.swapaxes(x, -1, -2) @ x, jnp.float32)
+  return found
+
+
+def init_of(transform: jsp.Transform):
+  """`transform.init` with statistics of the weights, for methods that ask for them."""
+  return lambda params: transform.init(params, stats=statistics(params))
+
+
 def effective(transform: jsp.Transform, params):
   """What the model would see right after init."""
-  return jsp.densify(transform.apply(*transform.init(params)))
+  return jsp.densify(transform.apply(*init_of(transform)(params)))
 
 
 def gradients_like(tree, seed: int = 0):

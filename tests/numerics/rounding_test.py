@@ -37,6 +37,14 @@ class RoundingTest(parameterized.TestCase):
     grad = jax.grad(lambda x: jnp.sum(rounding.scale_gradient(x, 0.25) ** 2))(x)
     self.assertEqual((grad.dtype, grad.tolist()), (x.dtype, [0.5, -1.0]))
 
+  @parameterized.parameters('float32', 'bfloat16')
+  def test_add_gradient(self, dtype):
+    x = jnp.asarray([1.0, -2.0], dtype)
+    loss = lambda x: jnp.sum(rounding.add_gradient(x, 0.5 * x.astype(jnp.float32)) ** 2)
+    self.assertEqual(float(loss(x)), 5.0)
+    grad = jax.jit(jax.grad(loss))(x)   # 2 x, and x / 2 once: none through the extra itself
+    self.assertEqual((grad.dtype, grad.tolist()), (x.dtype, [2.5, -5.0]))
+
 
 if __name__ == '__main__':
   absltest.main()

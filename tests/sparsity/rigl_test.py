@@ -7,18 +7,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import jaxsparse as jsp
+from tests.sparsity import oracles
 
 
 def drop_and_grow(w, mask, grad, fraction):
-  """One update of one matrix, entry by entry; ties to the lower index."""
-  w, old, grad = np.abs(w).ravel(), mask.ravel(), np.abs(grad).ravel()
-  active = np.flatnonzero(old)
-  count = int(np.round(np.float32(fraction) * len(active)))
-  keep = sorted(active, key=lambda i: (-w[i], i))[:len(active) - count]
-  grow = sorted(set(range(old.size)) - set(keep), key=lambda i: (-grad[i], i))[:count]
-  new = np.zeros(old.size, bool)
-  new[[*keep, *grow]] = True
-  return new.reshape(mask.shape)
+  return oracles.drop_and_grow(w, mask, np.abs(grad), fraction)
 
 
 def start(transform, shape, dtype='float32', seed=0, **extra):
