@@ -72,7 +72,7 @@ notebooks: $(VENV)/wheel $(VENV)/extra-test
 EXAMPLES := $(wildcard experiments/*.py launch/*/*.py)
 # Lines of the package that no test runs may be one in ten at most.
 PYTEST = $(VENV)/bin/pytest -n $(WORKERS) --nbmake tests build/notebooks $(EXAMPLES) --pyargs jaxsparse \
-  --cov=jaxsparse --cov-report= --cov-fail-under=90
+  --cov=$$($(VENV)/bin/python -Ic 'import jaxsparse; print(*jaxsparse.__path__)') --cov-report= --cov-fail-under=90
 
 test: lint notebooks $(VENV)/pretrained
 	$(PYTEST) -m 'not slow'

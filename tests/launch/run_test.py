@@ -81,7 +81,7 @@ class RunTest(absltest.TestCase):
       check=True,
     )
     for (more, said), outcome in zip(_REFUSED, json.loads(done.stdout.splitlines()[-1])):
-      with self.subTest(more[0]):
+      with self.subTest(ascii(more[0])):
         self.assertEqual(outcome['code'], 2, outcome)
         self.assertIn(said, outcome['said'])
         self.assertNotIn('Traceback', outcome['said'])

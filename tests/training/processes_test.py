@@ -47,7 +47,8 @@ def test_a_damaged_step_is_set_aside_by_all_processes(tmp_path):
   assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['1', '2.damaged']
 
 
-@pytest.mark.parametrize('late', [False, True])
+# Late is a race: on a loaded machine the write may be done before the limit is there.
+@pytest.mark.parametrize('late', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_host_that_cannot_write_is_named_by_all(tmp_path, late):
   facts = _run('full', tmp_path / 'run', tmp_path, count=2, devices=4, late=late)
   for failed, then in facts:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import resource
 import tempfile
+import threading
 import time
 
 import jax
@@ -64,11 +65,18 @@ def full_disk(task, changes):
 
   def batch(position):
     if position in changes:
-      time.sleep(1.0)  # a save under way ends under the limit it began with
+      _await_saves()  # they end under the limit they began with
       limit_file_size(changes[position])
     return task.batch(position)
 
   return task._replace(batch=batch)
+
+
+def _await_saves():
+  deadline = time.monotonic() + 60
+  while any(t.name.startswith('commit-') for t in threading.enumerate()):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
 
 
 class Quiet:
