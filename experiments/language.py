@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 import jaxsparse as jsp
+from experiments import checks
 from experiments import corpus
 from experiments import decoder
 from experiments import optimizers
@@ -148,8 +149,7 @@ def get_config(arg: str = '') -> Config:
     >>> get_config('1b').layers
     18
   """
-  if arg not in _SIZES:
-    raise ValueError(f'Sizes of language are {list(_SIZES)}, got {arg!r}.')
+  checks.size('language', arg, _SIZES)
   return Config(**_SIZES[arg])
 
 

@@ -207,10 +207,8 @@ def _check_folder(flag):
 
 
 def _configure():
-  values = overlay.parse(_SET.value)
-  if 'seed' in values:
-    raise ValueError('seed has a flag of its own: --seed.')
-  return overlay.configure(_EXPERIMENT.value, _SIZE.value, {**values, 'seed': _SEED.value})
+  values = {**overlay.fields(_SET.value), 'seed': _SEED.value}
+  return overlay.configure(_EXPERIMENT.value, _SIZE.value, values)
 
 
 def _verdict(where, fits, accidents):

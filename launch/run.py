@@ -170,10 +170,8 @@ def _asked(argv) -> Asked:
     raise ValueError(f'Flags only, got {overlay.short(" ".join(argv[1:]))}.')
   if _EXPERIMENT.value is None:
     raise ValueError(f'--experiment is missing; known are {", ".join(overlay.experiments())}.')
-  values = overlay.parse(_SET.value)
-  if 'seed' in values:
-    raise ValueError('seed has a flag of its own: --seed.')
-  config = overlay.configure(_EXPERIMENT.value, _SIZE.value, {**values, 'seed': _SEED.value})
+  values = {**overlay.fields(_SET.value), 'seed': _SEED.value}
+  config = overlay.configure(_EXPERIMENT.value, _SIZE.value, values)
   jsp.parse(_TRANSFORM.value)
   if _TENSORBOARD.value:
     metrics.require_tensorboard()

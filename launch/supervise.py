@@ -9,7 +9,6 @@ and beats lie in `hosts/attempt-<n>/`. Its exit code is the run's, see `launch/e
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import signal
@@ -18,6 +17,7 @@ import sys
 from absl import app
 from absl import flags
 
+from launch import documents
 from launch import exits
 from launch import programs
 from launch.hosts import attempt
@@ -196,10 +196,8 @@ def _tell(workdir, folder, number, end, pause, *, record):
   # What the run found wrong it has said itself; what it was ended for it could not say.
   if end.final and fault.code in exits.RESTARTED and not (workdir / 'result.json').exists():
     failure = dict(status='failed', code=fault.code, reason=fault.reason, step=fault.step)
-    draft = workdir / 'failure.json.partial'
     with contextlib.suppress(OSError):  # a full disk must not cost the exit code
-      draft.write_text(json.dumps(failure, indent=2) + '\n', encoding='utf-8')
-      draft.replace(workdir / 'failure.json')
+      documents.write(workdir / 'failure.json', failure)
 
 
 if __name__ == '__main__':

@@ -203,7 +203,7 @@ class Loop:
       stop = self._watch.reached(done)
       if due or stop or done % settings.log_every == 0:
         self._pulse.at(done, 'wait')
-        self._log(pending, last)
+        self._log(pending)
         pending = []
       self._report(self._store.failure())
       if (due or stop) and self._save(ts, ahead, must=last or stop):
@@ -215,18 +215,19 @@ class Loop:
       self._save(ts, ahead, must=True)
     return ts
 
-  def _log(self, pending, last):
+  def _log(self, pending):
     """Looks at every loss since the last look; writes those that are to be logged."""
+    last = self._program.task.steps
     for step, loss, metrics in jax.device_get(pending):
       if not np.isfinite(loss) or loss > self._settings.max_loss:
         raise Diverged(step, f'the loss is {float(loss)}')
-      if step % self._settings.log_every == 0 or (last and step == self._program.task.steps):
+      if step % self._settings.log_every == 0 or step == last:
         values = {'loss': float(loss), **{k: float(v) for k, v in metrics.items()}}
         self._metrics.write(step, values)
         now = time.monotonic()
         if now - self._spoken > _SECONDS_BETWEEN_LINES:
           self._spoken = now
-          logging.info('step %d of %d: loss %.4f', step, self._program.task.steps, loss)
+          logging.info('step %d of %d: loss %.4f', step, last, loss)
 
   def _save(self, ts, ahead, *, must) -> bool:
     """Begins to save a step; `must` waits until it is on disk, and is not refused quietly."""

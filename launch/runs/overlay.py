@@ -94,6 +94,18 @@ def parse(text: str, flag: str = 'set') -> dict[str, Any]:
     raise ValueError(f'--{flag}={short(text)}: {wanted} ({short(str(error))}).') from error
 
 
+def fields(text: str) -> dict[str, Any]:
+  """Returns the fields that `--set` sets.
+
+  Raises:
+    ValueError: from `parse`; or the seed is among them, which has a flag of its own.
+  """
+  values = parse(text)
+  if 'seed' in values:
+    raise ValueError('seed has a flag of its own: --seed.')
+  return values
+
+
 def replace(config: Any, values: Mapping[str, Any]) -> Any:
   """Returns a configuration with some fields replaced, after checking names and types.
 

@@ -7,6 +7,7 @@ command resumes; `result.json` is written last and says that there is nothing le
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -154,8 +155,9 @@ def read_json(path: pathlib.Path) -> Any:
     raise ValueError(f'{path} is no JSON: {error}.') from error
 
 
-def provenance() -> dict[str, Any]:
-  """Returns versions, revision, date and class of machine; no host, user or path."""
+@functools.cache
+def provenance() -> Mapping[str, Any]:
+  """Returns versions, revision, date and class of machine at the start; no host, user or path."""
   facts = reports.provenance('python -m launch.run')
   del facts['Command']  # config.json says it, and the work directory is nobody else's business
   return {**{key.lower(): value for key, value in facts.items()}, 'revision': _revision()}

@@ -14,6 +14,7 @@ import time
 from typing import NamedTuple
 
 from jaxsparse import reports
+from launch import documents
 from launch import exits
 from launch.runs import overlay
 from launch.sweeps import gather
@@ -120,15 +121,12 @@ def checked(settings: Settings) -> Plan:
   Raises:
     ValueError: lists every point that cannot run, or says what else is wrong.
   """
-  fields = overlay.parse(settings.fields)
-  if 'seed' in fields:
-    raise ValueError('seed has a flag of its own: --seed.')
   defaults = points.Defaults(
     experiment=settings.experiment,
     size=settings.size,
     transform=settings.transform,
     seed=settings.seed,
-    fields=fields,
+    fields=overlay.fields(settings.fields),
     options=overlay.parse(settings.options, 'options'),
   )
   known = points.known_names(settings.experiment, settings.size)
@@ -269,7 +267,7 @@ def _record_loss(places, name, reason):
   if keeper.finished(places.run(name)) is None:
     reason = '\n'.join([reason, *keeper.tail(places.log(name))])
     outcome = {'status': 'failed', 'code': None, 'reason': reason, 'attempts': 1}
-  keeper.write(str(places.state(name)), outcome)
+  documents.write(places.state(name), outcome)
 
 
 @contextlib.contextmanager

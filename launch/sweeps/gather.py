@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxsparse import reports
+from launch import documents
 from launch.sweeps import keeper
 from launch.sweeps import places as places_lib
 from launch.sweeps import points
@@ -32,7 +33,7 @@ _FILES = {
 def row(places: places_lib.Places, point: points.Point) -> reports.Row:
   """Returns how a point is doing now."""
   run = places.run(point.name)
-  state = keeper.read(places.state(point.name)) or {}
+  state = documents.read(places.state(point.name)) or {}
   status = state.get('status', 'waiting')
   # A keeper still has its own account to give when the result is there.
   if keeper.finished(run) is not None and status != 'running':
@@ -40,7 +41,7 @@ def row(places: places_lib.Places, point: points.Point) -> reports.Row:
   if status not in ('running', 'failed', 'stopped'):
     return reports.Row(point.name, 'waiting')
   last = _last(run)
-  config = (keeper.read(run / 'config.json') or {}).get('config')
+  config = (documents.read(run / 'config.json') or {}).get('config')
   steps = config.get('steps') if isinstance(config, Mapping) else None
   note = str(state.get('reason', '')).partition('\n')[0] if status == 'failed' else ''
   return reports.Row(
@@ -114,7 +115,7 @@ def record(result: Mapping[str, Any]) -> reports.Record:
 def run(places: places_lib.Places, point: points.Point) -> reports.Run:
   """Returns what a point came to, for the report."""
   folder = places.run(point.name)
-  state = keeper.read(places.state(point.name)) or {}
+  state = documents.read(places.state(point.name)) or {}
   result = keeper.finished(folder)
   found, figures, reason = None, {}, str(state.get('reason') or '')
   if result is not None:
@@ -127,7 +128,7 @@ def run(places: places_lib.Places, point: points.Point) -> reports.Run:
   failed = state.get('status')
   if failed not in ('failed', 'stopped'):
     # No keeper of ours was there, or it is still there: what the run itself says.
-    said = keeper.read(folder / 'failure.json') or {}
+    said = documents.read(folder / 'failure.json') or {}
     reason = reason or str(said.get('reason', ''))
     failed = 'failed' if said else 'unfinished' if (folder / 'config.json').exists() else 'not run'
   files = {word: path for word, path in _FILES.items() if (folder / path).exists()}
@@ -153,7 +154,7 @@ def provenance(places: places_lib.Places, all_points, command: str) -> dict[str,
   """Returns what made the numbers: the sweep's command and what the first run says of the rest."""
   facts = {'Command': command}
   for point in all_points:
-    found = keeper.read(places.run(point.name) / 'provenance.json')
+    found = documents.read(places.run(point.name) / 'provenance.json')
     if found and keeper.finished(places.run(point.name)) is not None:
       facts |= {
         str(name)[:40].capitalize(): value[:400]

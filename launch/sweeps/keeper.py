@@ -1,14 +1,13 @@
 """Keeps one point of a sweep: starts it, watches the clock, tries again, says how it ended.
 
-Every engine runs `keep` where the point is to run. It imports the standard library and `exits`
-alone, for it starts once a point and must work where jax does not. What it says is a small JSON
-file beside the runs, so that nothing of a sweep's state is ever unpickled.
+Every engine runs `keep` where the point is to run. It imports the standard library, `exits` and
+`documents` alone, for it starts once a point and must work where jax does not. What it says is a
+small JSON file beside the runs, so that nothing of a sweep's state is ever unpickled.
 """
 
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import pathlib
 import signal
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from launch import documents
 from launch import exits
 
 _FINAL = {exits.BAD_INPUT, exits.DIVERGED}  # the same again would end the same
@@ -63,29 +63,9 @@ class Job(NamedTuple):
 
 def finished(run: str | os.PathLike) -> dict[str, Any] | None:
   """Returns the result of a finished run, or None where it is absent or damaged."""
-  result = read(pathlib.Path(run) / 'result.json')
+  result = documents.read(pathlib.Path(run) / 'result.json')
   intact = result is not None and result.get('status') == 'finished'
   return result if intact and isinstance(result.get('record'), dict) else None
-
-
-def read(path: str | os.PathLike) -> dict[str, Any] | None:
-  """Returns the JSON object of a file, or None where there is none."""
-  try:
-    with open(path, encoding='utf-8') as file:
-      value = json.load(file)
-  except (OSError, ValueError, RecursionError):
-    return None
-  return value if isinstance(value, dict) else None
-
-
-def write(path: str, value: Mapping[str, Any]) -> None:
-  """Writes JSON so that a reader sees the old content or the new."""
-  partial = f'{path}.{os.getpid()}.partial'
-  with open(partial, 'w', encoding='utf-8') as file:
-    json.dump(value, file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
 
 
 def leash(parent: int) -> dict[str, Any]:
@@ -145,7 +125,7 @@ class Keeper:
       else:
         outcome = self._tries(lock)
     outcome['seconds'] = round(time.time() - started, 3)
-    write(self._job.state, outcome)
+    documents.write(self._job.state, outcome)
     return outcome
 
   def _tries(self, lock):
@@ -189,7 +169,9 @@ class Keeper:
     pid = self._process.pid
     _groups.add(pid)
     try:
-      write(job.state, {'status': 'running', 'attempts': attempt, 'pid': pid, 'keeper': parent})
+      documents.write(
+        job.state, {'status': 'running', 'attempts': attempt, 'pid': pid, 'keeper': parent}
+      )
       return self._wait()
     finally:
       # Whatever the run started goes with it.
@@ -237,7 +219,7 @@ def _verdict(job, code, late):
   """How a try ended, in the run's own words where it left any."""
   if finished(job.run) is not None:
     return dict(_FINISHED)
-  said = read(pathlib.Path(job.run) / 'failure.json') or {}
+  said = documents.read(pathlib.Path(job.run) / 'failure.json') or {}
   step = said.get('step') if isinstance(said.get('step'), int) else None
   if late:
     return _failed(code, f'took longer than {job.seconds:.6g} s and was ended', step)

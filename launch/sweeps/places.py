@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from jaxsparse import reports
-from launch.sweeps import keeper
+from launch import documents
 from launch.sweeps import points
 
 _PLAN_VERSION = 1
@@ -81,7 +81,7 @@ class Places:
         runs write must stay below the sweep.
     """
     if self.plan.exists():
-      found = keeper.read(self.plan)
+      found = documents.read(self.plan)
       try:
         before = {point['name'] for point in found['points']}
       except (TypeError, KeyError) as error:

@@ -17,6 +17,7 @@ from html import parser
 import pytest
 
 from jaxsparse import reports
+from launch import documents
 from launch.runs import overlay
 from launch.sweeps import conductor
 from launch.sweeps import gather
@@ -330,13 +331,13 @@ def _leave(places, point, texts, n):
   places.log(point.name).write_bytes(log)
   if n % 2:
     outcome = {'status': 'failed', 'code': 1, 'reason': f'{text}\n{text}', 'attempts': 2}
-    keeper.write(str(places.state(point.name)), outcome)
+    documents.write(places.state(point.name), outcome)
     return
   record = {'model': text, 'label': text, 'transform': text, 'accuracy': 0.5, 'size_bytes': 10}
   record |= {'details': {text: text, 'about': text}, 'reasons': {'latency_ratio': text}}
   result = {'status': 'finished', 'record': record, 'figures': {text: 1.0, 'loss': 0.25}}
   (run / 'result.json').write_text(json.dumps(result))
-  keeper.write(str(places.state(point.name)), {'status': 'finished', 'attempts': 1})
+  documents.write(places.state(point.name), {'status': 'finished', 'attempts': 1})
 
 
 def _check_sheet(path):

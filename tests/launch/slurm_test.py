@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from launch import documents
 from launch.sweeps import conductor
 from launch.sweeps import keeper
 from launch.sweeps.engines import slurm
@@ -230,7 +231,7 @@ def test_a_requeued_and_a_cancelled_job(cluster, tmp_path, monkeypatch, told):
     _until((tmp_path / 'run' / 'saved').exists)
     _until(lambda: 'PENDING' in (slurm.queue_states(queue.ids.values()) or {}).values())
     _said('scontrol', 'update', f'jobid={queue.ids["a"]}', 'starttime=now')
-    _until(lambda: (keeper.read(job.state) or {}).get('status') == 'finished')
+    _until(lambda: (documents.read(job.state) or {}).get('status') == 'finished')
     assert queue.lost() == {}
 
   (tmp_path / 'run' / 'result.json').unlink()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from launch import documents
 from launch.sweeps import keeper
 from launch.sweeps import places
 
@@ -108,7 +109,7 @@ def _alive(states):
 
 
 def _has_ended(path):
-  return (keeper.read(path) or {}).get('status') in ('finished', 'failed')
+  return (documents.read(path) or {}).get('status') in ('finished', 'failed')
 
 
 def queue_states(ids) -> dict[str, str] | None:
@@ -161,7 +162,7 @@ def start(
   places.private(folder)
   submitted = {
     name: text
-    for name, text in (keeper.read(folder / 'jobs.json') or {}).items()
+    for name, text in (documents.read(folder / 'jobs.json') or {}).items()
     if isinstance(text, str) and _ID.fullmatch(text)
   }
   # A job that has said how it ended is leaving the queue, whatever the queue says yet.
@@ -176,7 +177,7 @@ def start(
     for job in fresh:
       pathlib.Path(job.state).unlink(missing_ok=True)
     ids |= _submit(fresh, workers, folder, cluster)
-    keeper.write(str(folder / 'jobs.json'), {**submitted, **ids})
+    documents.write(folder / 'jobs.json', {**submitted, **ids})
   yield Queue(ids, jobs)
 
 
