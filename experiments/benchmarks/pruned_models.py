@@ -1,4 +1,4 @@
-"""The three models whose training steps are timed: bound by the optimizer, by convolutions, by both.
+"""Three models whose training steps are timed: bound by the optimizer, by convolutions, by both.
 
 An MLP 784-512-512-10 at batch 128 (0.67 million weights), a residual CNN on 32 x 32 pixels at batch
 16 (0.3 million) and a transformer of four layers, 256 wide, on 4 sequences of 128 (3.7 million).

@@ -121,7 +121,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     latents, states = offered(init, layouts=layouts, stats=stats,
                               grads=_by_key(grads, layouts), **extra)(matrices)
     latents = {k: from_matrices(x, layouts[k]) for k, x in latents.items()}
-    states = {k: from_matrices(x, layouts[k]) for k, x in states.items()}
+    states = {k: _beside(arrays[k], from_matrices(x, layouts[k])) for k, x in states.items()}
     entries = tuple((k, Entry(layouts[k], _kind(latents[k]))) for k in layouts)
     state = WeightsState(jnp.zeros([], jnp.int32), states, entries)
     return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
@@ -159,6 +159,16 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
 
   return transforms.Transform(t_init, mapped(apply), t_update, mapped(pack or apply),
                               spec._replace(takes_formats=True))
+
+
+def _beside(w, tree):
+  """What has the shape of a weight that several devices share, divided like it.
+
+  Random masks and fresh ones are made on one device; inside jit shardings are the caller's to say.
+  """
+  if isinstance(w, jax.core.Tracer) or len(w.sharding.device_set) < 2:
+    return tree
+  return _map_view(tree, w.shape, lambda x: jax.device_put(x, w.sharding))
 
 
 def _layout(leaf: names.Leaf, w, axes) -> roles.Layout:

@@ -23,8 +23,8 @@ def wrap(tx: optax.GradientTransformation,
   """`tx` on the latents of `transform`, whose state rides in the optimizer state.
 
   Take gradients at the effective weights, `transform.apply(params, opt_state.transform)`, and
-  hand them over as they are; they are pulled back through `apply` here. Where the transform only sets
-  entries to zero, the updates make pruned params zero.
+  hand them over as they are; they are pulled back through `apply` here. Where the transform only
+  sets entries to zero, the updates make pruned params zero.
 
   Args:
     tx: any optax optimizer; extra arguments are passed on to it.
