@@ -236,4 +236,5 @@ def _fold(parts: tuple[Transform, ...], function: str) -> Callable:
 def _joined(parts: tuple[Transform, ...], spelling: spell.Call) -> transforms.Spec:
   due: Callable = lambda count: any(part.spec.due(count) for part in parts)
   return transforms.Spec(spelling, due, any(p.spec.restructures for p in parts), parts,
-                         takes_formats=True)
+                         takes_formats=True, projects=all(p.spec.projects for p in parts),
+                         regrows=any(p.spec.regrows for p in parts))

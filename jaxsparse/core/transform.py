@@ -32,6 +32,10 @@ class Spec(NamedTuple):
     parts: transforms a combinator is made of, in the order of its state tuple.
     takes_formats: whether `apply` and `pack` accept formats that an earlier stage returned; they
       are densified before a stage that does not.
+    projects: whether `apply` only sets entries to zero, so that doing it twice is doing it once and
+      latents may be kept as it leaves them: a training step then projects what the optimizer
+      made, in the same pass, and the forward pass reads the weights as they are.
+    regrows: whether `update` may bring back what was pruned, which `realign` then sets to zero.
     final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
       schedule ends with, where the pattern allows them; None for what does not prune.
   """
@@ -41,6 +45,8 @@ class Spec(NamedTuple):
   restructures: bool = False
   parts: tuple['Transform', ...] = ()
   takes_formats: bool = False
+  projects: bool = False
+  regrows: bool = True
   final_masks: Callable | None = None
 
 
@@ -110,7 +116,8 @@ def identity() -> Transform:
       apply=lambda params, state: params,
       update=lambda params, state, **_: state,
       pack=lambda params, state: params,
-      spec=Spec(spell.call(identity, {}), takes_formats=True))
+      spec=Spec(spell.call(identity, {}), takes_formats=True, projects=True,
+                regrows=False))
 
 
 def is_floating(x: Any) -> bool:

@@ -23,7 +23,8 @@ def wrap(tx: optax.GradientTransformation,
   """`tx` on the latents of `transform`, whose state rides in the optimizer state.
 
   Take gradients at the effective weights, `transform.apply(params, opt_state.transform)`, and
-  hand them over as they are; they are pulled back through `apply` here.
+  hand them over as they are; they are pulled back through `apply` here. Where the transform only sets
+  entries to zero, the updates make pruned params zero.
 
   Args:
     tx: any optax optimizer; extra arguments are passed on to it.
@@ -41,7 +42,7 @@ def wrap(tx: optax.GradientTransformation,
     >>> params = {'kernel': jnp.array([[1.0, 2.0]])}
     >>> updates, _ = tx.update({'kernel': jnp.ones((1, 2))}, tx.init(params), params)
     >>> (params['kernel'] + updates['kernel']).tolist()
-    [[1.0, 1.899999976158142]]
+    [[0.0, 1.899999976158142]]
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -61,7 +62,11 @@ def wrap(tx: optax.GradientTransformation,
     updates, inner = tx.update(pull(grads), state.inner, params, **extra)
     moved = optax.apply_updates(params, updates)
     new = transform.update(moved, state.transform, grads=grads)
-    aligned, inner = moments.realign(tx, moved, inner, state.transform, new)
+    aligned = moved
+    if transform.spec.regrows:
+      aligned, inner = moments.realign(tx, moved, inner, state.transform, new)
+    if transform.spec.projects:
+      aligned = transform.apply(aligned, new)
     # Where a weight was zeroed the update is exactly -p; elsewhere it is the optimizer's own.
     updates = jax.tree.map(lambda u, p, m, a: jnp.where(m == a, u, a - p),
                            updates, params, moved, aligned)

@@ -65,7 +65,8 @@ def one_shot_masks(init, pattern: patterns.Pattern, sparsity: float,
       masked, lambda w, state: jnp.where(state.mask, w, 0),
       pack=lambda w, state, *, layout: pattern.pack(w, state.mask, layout.astype(w.dtype)))
   final = masking.final_masks(pattern, schedules.constant(sparsity), distributions.uniform)
-  return parametrization.leafwise(story, spec=transforms.Spec(spelling, final_masks=final))
+  return parametrization.leafwise(story, spec=transforms.Spec(
+      spelling, projects=True, final_masks=final))
 
 
 def check_pattern(word: str, pattern) -> None:

@@ -82,8 +82,8 @@ def ranked(criterion: Callable, schedule: schedules.Schedule, pattern: patterns.
     new = lambda: renew(ws, states, layouts, count, grads)
     return new() if refresh else jax.lax.cond(schedule.when.due(count), new, lambda: states)
 
-  spec = transforms.Spec(spelling, schedule.due, final_masks=masking.final_masks(
-      pattern, schedule, distribution))
+  spec = transforms.Spec(spelling, schedule.due, projects=True, regrows=bool(falls.any()),
+                         final_masks=masking.final_masks(pattern, schedule, distribution))
   return weights.treewise(init, masking.apply_masks, update, masking.pack_masked(pattern),
                           spec=spec)
 

@@ -97,7 +97,7 @@ def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha:
 
     return renew() if refresh else jax.lax.cond(when.due(count), renew, lambda: states)
 
-  spec = transforms.Spec(spelling, when.due, final_masks=masking.final_masks(
+  spec = transforms.Spec(spelling, when.due, projects=True, final_masks=masking.final_masks(
       pattern, schedule, distribution))
   return weights.treewise(init, masking.apply_masks, update, masking.pack_masked(pattern),
                           spec=spec)

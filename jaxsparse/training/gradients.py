@@ -9,7 +9,7 @@ from jaxsparse.formats import format as formats
 
 
 def value_and_grad(loss_fn: Callable, transform: transforms.Transform, *, has_aux: bool = False,
-                   dense: bool = True) -> Callable:
+                   dense: bool = True, projected: bool = False) -> Callable:
   """The loss with gradients of latent and of effective parameters.
 
   The loss is differentiated once, with respect to the effective weights; that gradient is then
@@ -20,6 +20,8 @@ def value_and_grad(loss_fn: Callable, transform: transforms.Transform, *, has_au
     transform: any transform.
     has_aux: whether the loss returns auxiliary outputs.
     dense: hand the loss arrays; False hands formats to a dispatched loss.
+    projected: the params are already what `apply` makes of them, as `Spec.projects` allows: the
+      loss reads them as they are.
 
   Returns:
     `fn(params, state, *args) -> (loss or (loss, aux), grads, effective_grads)`. Integer leaves
@@ -40,6 +42,7 @@ def value_and_grad(loss_fn: Callable, transform: transforms.Transform, *, has_au
       return formats.densify(effective) if dense else effective
 
     effective, pull = transforms.pullback(view, params)
+    effective = params if projected else effective
     leaves, treedef = jax.tree.flatten(effective)
     floating = [transforms.is_floating(x) for x in leaves]
 

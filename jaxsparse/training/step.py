@@ -2,8 +2,14 @@
 
 The ordinary step holds no threshold search and no `cond` around the optimizer; the step with a
 mask update is a program of its own, run when the transform's static schedule says so.
+
+Where a transform only sets entries to zero (`Spec.projects`), what the optimizer makes is projected
+in the pass that writes it, and the loss reads the weights as they lie: a masked copy for the
+forward pass would be a buffer of their size, since XLA fuses nothing into an operand of a product.
 """
 
+import functools
+import weakref
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -84,30 +90,49 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
     >>> step = train_step(lambda p: p['kernel'].sum(), tx, transform)
     >>> ts, loss, _ = step(ts)
     >>> ts.params['kernel'].tolist(), ts.count
-    ([[1.0], [1.5]], 1)
+    ([[0.0], [1.5]], 1)
   """
-  grad_fn = gradients.value_and_grad(loss_fn, transform, has_aux=has_aux, dense=dense)
+  projects = transform.spec.projects
+  differentiate = functools.partial(
+      gradients.value_and_grad, loss_fn, transform, has_aux=has_aux, dense=dense)
+  kept, free = differentiate(projected=projects), differentiate()
 
   def body(refresh, params, state, opt_state, *args):
+    # Inside another program nothing says where the params come from.
+    grad_fn = free if refresh is None else kept
     value, grads, effective_grads = grad_fn(params, state, *args)
     loss, aux = value if has_aux else (value, None)
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     new_state = transform.update(params, state, grads=effective_grads, refresh=refresh)
-    if refresh is not False:
+    if refresh is not False and transform.spec.regrows:
       params, opt_state = moments.realign(tx, params, opt_state, state, new_state)
+    if projects:
+      params = transform.apply(params, new_state)
     return params, new_state, opt_state, loss, aux
 
   compiled = jax.jit(body, static_argnums=0, donate_argnums=(1, 2, 3),
                      out_shardings=_outputs(shardings))
+  project = jax.jit(transform.apply, donate_argnums=0,
+                    out_shardings=None if shardings is None else shardings.params)
+  made: list[weakref.ref] = []
+
+  def own(params):
+    """Whether this step made them; others may hold something where a mask says zero."""
+    leaves = jax.tree.leaves(params)
+    return len(leaves) == len(made) and all(x is ref() for x, ref in zip(leaves, made))
 
   def step(train_state: TrainState, *args):
     params, state, opt_state, count = train_state
-    if isinstance(count, int):
-      run, refresh = compiled, bool(transform.spec.due(count))
-    else:
-      run, refresh = body, None
-    params, state, opt_state, loss, aux = run(refresh, params, state, opt_state, *args)
+    if not isinstance(count, int):
+      params, state, opt_state, loss, aux = body(None, params, state, opt_state, *args)
+      return TrainState(params, state, opt_state, count + 1), loss, aux
+    if projects and not own(params):
+      params = project(params, state)
+    refresh = bool(transform.spec.due(count))
+    params, state, opt_state, loss, aux = compiled(refresh, params, state, opt_state, *args)
+    if projects:
+      made[:] = map(weakref.ref, jax.tree.leaves(params))
     return TrainState(params, state, opt_state, count + 1), loss, aux
 
   # For who wants to look at the programs: `step.compiled.lower(refresh, *args)`.

@@ -109,7 +109,7 @@ class NOfMTest(parameterized.TestCase):
     self.assertEqual(select.n_of_m_mask(scores, 2, 4).astype(int).tolist(),
                      [[1, 1], [1, 0], [0, 0], [0, 1]])
 
-  @parameterized.parameters((1, 2), (2, 4), (3, 4), (4, 4), (2, 3), (5, 12), (1, 1))
+  @parameterized.parameters((1, 2), (2, 4), (3, 4), (4, 4), (2, 3), (5, 12), (1, 1), (3, 6))
   def test_like_a_stable_sort(self, n, m):
     scores = np.random.default_rng(0).integers(-2, 3, (12, 3)).astype(np.float32)
     scores[3, 1] = np.nan
