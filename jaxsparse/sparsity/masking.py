@@ -32,7 +32,8 @@ def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
   """{key: kept units of a cell, before the first refresh and after each}, exact integers.
 
   Raises:
-    ValueError: the pattern does not fit a weight, or cannot have the sparsity asked for.
+    ValueError: the pattern does not fit a weight, or cannot have the sparsity asked for; the
+      distribution leaves a weight out, or gives it a sparsity outside [0, 1).
   """
   units = {}
   for key, layout in layouts.items():
@@ -42,6 +43,12 @@ def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
       raise ValueError(f'{names.name_of(key)}: {error}') from error
   _, sparsities = schedule.table()
   per_weight = [distribution(layouts, s) for s in sparsities] if layouts else []
+  for key in layouts:
+    for at in per_weight:
+      if key not in at:
+        raise ValueError(f'{names.name_of(key)}: the distribution gave no sparsity of it; expected '
+                         'one for each of its layouts.')
+      schedules.check_sparsity(at[key], f'{names.name_of(key)}: its sparsity by the distribution')
   if pattern.fixed is not None and abs(schedule.final - pattern.fixed) > 1e-6:
     raise ValueError(f'{spell.spell_value(pattern)} has sparsity {pattern.fixed:g}, but '
                      f'{schedule.final:g} was asked for: conflicting targets.')
