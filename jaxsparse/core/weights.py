@@ -88,7 +88,9 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
   Weights are the floating arrays of rank 2 or more in what `at` let through; each is handed over
   as its matrix `[*batch, R, O]` (`layouts[key]` says which axes those were). State leaves of that
   shape are stored in the weight's own shape. Each function is offered the keywords listed, and
-  receives those that it names.
+  receives those that it names. Scalars, vectors, integers and arrays with an axis of size 0 pass
+  through untouched, as does a tree without weights. Weights and gradients that are not finite are
+  errors, in `init` and, outside `jit`, in `update`; a compiled step cannot raise.
 
   Args:
     init: `(weights, *, layouts, stats, grads) -> ({key: latents}, {key: state})`, where stats
@@ -114,12 +116,13 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     owner = lambda leaf: names.name_of(leaf.key.split(':')[0])
     picked = [leaf for leaf in leaves if leaf.is_weight and (only is None or owner(leaf) in only)]
     arrays = {leaf.key: jnp.asarray(formats.densify(leaf.value)) for leaf in picked}
-    _check_finite(arrays)
+    _check_finite(arrays, 'values')
     layouts = {leaf.key: _layout(leaf, arrays[leaf.key], axes) for leaf in picked}
     matrices = {k: layouts[k].to_matrix(w) for k, w in arrays.items()}
     stats = None if stats is None else {leaf.key: stats.get(leaf.name) for leaf in picked}
-    latents, states = offered(init, layouts=layouts, stats=stats,
-                              grads=_by_key(grads, layouts), **extra)(matrices)
+    grads = _by_key(grads, layouts)
+    _check_finite(grads or {}, 'gradients')
+    latents, states = offered(init, layouts=layouts, stats=stats, grads=grads, **extra)(matrices)
     latents = {k: from_matrices(x, layouts[k]) for k, x in latents.items()}
     states = {k: _beside(arrays[k], from_matrices(x, layouts[k])) for k, x in states.items()}
     entries = tuple((k, Entry(layouts[k], _kind(latents[k]))) for k in layouts)
@@ -149,8 +152,11 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
       weights = state.weights
     else:
       *_, layouts, _, latents, states = view(params, state)
+      found = _by_key(grads, layouts)
+      _check_finite({k: x for k, x in latents.items() if hasattr(x, 'dtype')}, 'values')
+      _check_finite(found or {}, 'gradients')
       new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
-                    grads=_by_key(grads, layouts), **extra)(latents, states)
+                    grads=found, **extra)(latents, states)
       weights = state.weights
       if new is not states:   # what did not change stays the same object, as realign can see
         weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
@@ -198,14 +204,15 @@ def _by_key(grads, layouts):
   return {key: layouts[key].to_matrix(g) for key, g in found.items()}
 
 
-def _check_finite(arrays):
+def _check_finite(arrays, word):
   for key, w in arrays.items():
     if isinstance(w, jax.core.Tracer):
       continue
     bad = int(w.size - jnp.isfinite(w).sum())
     if bad:
-      raise ValueError(f'{names.name_of(key)}: {bad} of {w.size} values are NaN or infinite; '
-                       'expected a finite weight.')
+      expected = 'a finite weight' if word == 'values' else 'finite gradients'
+      raise ValueError(f'{names.name_of(key)}: {bad} of {w.size} {word} are NaN or infinite; '
+                       f'expected {expected}.')
 
 
 def _matched(params, state):

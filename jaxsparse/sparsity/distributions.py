@@ -40,7 +40,8 @@ def erk(layouts: dict[str, axes.Layout], sparsity: float) -> dict[str, float]:
 
   Evci et al., "Rigging the Lottery" (arXiv:1911.11134), section 3. Layers whose density would
   pass 1 stay dense and the others share the rest, until none does. Batch axes (layers, experts)
-  count as separate kernels of the same shape.
+  count as separate kernels of the same shape. A layer adds `size - floor(sparsity size)` entries
+  to the budget, as in RigL's code and JaxPruner's, with which this agrees to rounding.
 
   Example:
     >>> wide = axes.Layout((100, 100), 'float32', axes.DimensionNumbers((0,), (1,)))
@@ -56,7 +57,8 @@ def erk(layouts: dict[str, axes.Layout], sparsity: float) -> dict[str, float]:
     free = [k for k in layouts if k not in dense]
     if not free:
       return dict.fromkeys(layouts, 0.0)
-    budget = (1 - sparsity) * sum(size.values()) - sum(size[k] for k in dense)
+    ones = sum(n - math.floor(sparsity * n) for n in size.values())
+    budget = ones - sum(size[k] for k in dense)
     scale = budget / sum(raw[k] * size[k] for k in free)
     over = {k for k in free if raw[k] * scale > 1}
     if not over:

@@ -17,6 +17,9 @@ from jaxsparse.sparsity import patterns
 def kept_of(units: int, sparsity: float) -> int:
   """Units kept of `units` at `sparsity`: `units - round(units * sparsity)`, at least one.
 
+  Rounds half to even, in float64. JaxPruner rounds `units * (1 - sparsity)` in float32, which is
+  one more or one less where the product is half an integer.
+
   Example:
     >>> kept_of(10, 0.9), kept_of(4, 0.99)
     (1, 1)
@@ -29,7 +32,8 @@ def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
   """{key: kept units of a cell, before the first refresh and after each}, exact integers.
 
   Raises:
-    ValueError: the pattern does not fit a weight, or cannot have the sparsity asked for.
+    ValueError: the pattern does not fit a weight, or cannot have the sparsity asked for; the
+      distribution leaves a weight out, or gives it a sparsity outside [0, 1).
   """
   units = {}
   for key, layout in layouts.items():
@@ -39,11 +43,31 @@ def kept_table(layouts, pattern: patterns.Pattern, schedule: schedules.Schedule,
       raise ValueError(f'{names.name_of(key)}: {error}') from error
   _, sparsities = schedule.table()
   per_weight = [distribution(layouts, s) for s in sparsities] if layouts else []
+  for key in layouts:
+    for at in per_weight:
+      if key not in at:
+        raise ValueError(f'{names.name_of(key)}: the distribution gave no sparsity of it; expected '
+                         'one for each of its layouts.')
+      schedules.check_sparsity(at[key], f'{names.name_of(key)}: its sparsity by the distribution')
   if pattern.fixed is not None and abs(schedule.final - pattern.fixed) > 1e-6:
     raise ValueError(f'{spell.spell_value(pattern)} has sparsity {pattern.fixed:g}, but '
                      f'{schedule.final:g} was asked for: conflicting targets.')
   return {key: np.asarray([kept_of(n, at[key]) for at in per_weight], np.int32)
           for key, n in units.items()}
+
+
+def rankable(scores: jax.Array) -> jax.Array:
+  """Scores as finite float32, NaN the lowest: so that -inf and inf are free to exclude and keep.
+
+  A step cannot raise; a score that is not finite must not change how many weights stay.
+
+  Example:
+    >>> rankable(jnp.array([2.0, jnp.nan])).argmin().item()
+    1
+  """
+  limit = float(jnp.finfo(jnp.float32).max)
+  scores = scores.astype(jnp.float32)
+  return jnp.clip(jnp.where(jnp.isnan(scores), -limit, scores), -limit, limit)
 
 
 def check_distribution(distribution) -> None:

@@ -22,7 +22,8 @@ def ranked(criterion: Callable, schedule: schedules.Schedule, pattern: patterns.
 
   While sparsity rises a pruned weight scores below every other, so that a stale value does not
   bring it back only for `realign` to zero it; while it falls the kept ones stay, and the others
-  come back by their score.
+  come back by their score. In a compiled step, which cannot raise, a NaN score ranks lowest among
+  its like and counts stay exact; `launch` stops a run whose loss is not finite.
 
   Args:
     criterion: `(w, *, grads, stats, seed, name) -> scores`.
@@ -66,7 +67,7 @@ def ranked(criterion: Callable, schedule: schedules.Schedule, pattern: patterns.
 
   def renew(ws, states, layouts, count, grads):
     entry = schedule.entry(count)
-    scores = score(ws, None, grads, count)
+    scores = {k: masking.rankable(s) for k, s in score(ws, None, grads, count).items()}
     if falls.any():
       back = jnp.asarray(falls)[entry]
       ranks = {k: jnp.where(states[k].mask, jnp.where(back, jnp.inf, s),

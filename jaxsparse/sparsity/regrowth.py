@@ -114,6 +114,10 @@ def drop_and_grow(w: jax.Array, mask: jax.Array, scores: jax.Array, active: int,
                   fraction: jax.Array) -> jax.Array:
   """The mask without its `fraction` smallest weights and with as many that score highest.
 
+  Ties go to the lower index. A NaN weight is dropped first and a NaN score grown last; the number
+  of ones is the same whatever the values. JaxPruner keeps `round(active (1 - fraction))`, at
+  least one, where the fraction here is rounded, and may be all.
+
   Args:
     w: `[*batch, R, O]`; each matrix moves by itself.
     mask: bool, `active` ones a matrix.
@@ -127,7 +131,7 @@ def drop_and_grow(w: jax.Array, mask: jax.Array, scores: jax.Array, active: int,
   dropped = jnp.round(fraction * active).astype(jnp.int32)
   matrix = (-2, -1)
   survives = select.top_k_mask(
-      jnp.where(mask, jnp.abs(w).astype(jnp.float32), -jnp.inf), active - dropped, axes=matrix)
+      jnp.where(mask, masking.rankable(jnp.abs(w)), -jnp.inf), active - dropped, axes=matrix)
   grown = select.top_k_mask(
-      jnp.where(survives, -jnp.inf, scores.astype(jnp.float32)), dropped, axes=matrix)
+      jnp.where(survives, -jnp.inf, masking.rankable(scores)), dropped, axes=matrix)
   return survives | grown

@@ -18,7 +18,8 @@ def erk(kernels, copies, sparsity):
   raw = np.array([sum(k) / np.prod(k) for k in kernels])
   dense = np.zeros(len(kernels), bool)
   while not dense.all():
-    epsilon = ((1 - sparsity) * size.sum() - size[dense].sum()) / (raw * size)[~dense].sum()
+    ones = (size - np.floor(sparsity * size)).sum()
+    epsilon = (ones - size[dense].sum()) / (raw * size)[~dense].sum()
     # The reference adds the layer that is furthest above one first.
     worst = np.where(dense, -np.inf, raw * epsilon)
     if worst.max() <= 1:
@@ -52,7 +53,7 @@ class DistributionsTest(parameterized.TestCase):
     density, size = erk(kernels, [copies] * len(kernels), sparsity)
     np.testing.assert_allclose([1 - found[n] for n in names], density, atol=1e-6)
     total = sum((1 - found[n]) * s for n, s in zip(names, size))
-    np.testing.assert_allclose(total, (1 - sparsity) * size.sum(), rtol=1e-6)
+    np.testing.assert_allclose(total, (size - np.floor(sparsity * size)).sum(), rtol=1e-6)
     self.assertTrue(all(0 <= s < 1 for s in found.values()))
 
   def test_a_kernel_counts_its_window(self):
@@ -70,7 +71,8 @@ class DistributionsTest(parameterized.TestCase):
     self.assertEqual(distributions.erk({}, 0.5), {})
 
   def test_one_layer_has_what_was_asked(self):
-    self.assertAlmostEqual(distributions.erk({'a': layout((7, 5))}, 0.83)['a'], 0.83)
+    # In whole entries: 29 zeros of 35.
+    self.assertAlmostEqual(distributions.erk({'a': layout((7, 5))}, 0.83)['a'], 29 / 35)
 
 
 if __name__ == '__main__':
