@@ -82,6 +82,8 @@ from jaxsparse.sparsity import wanda
 from jaxsparse.trace import Contraction
 from jaxsparse.trace import Flops
 from jaxsparse.trace import Observer
+from jaxsparse.trace import Resized
+from jaxsparse.trace import Shrunk
 from jaxsparse.trace import axes_of
 from jaxsparse.trace import calibrate
 from jaxsparse.trace import contractions
@@ -93,6 +95,8 @@ from jaxsparse.trace import input_norm
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
 from jaxsparse.trace import range_ as range
+from jaxsparse.trace import shrink
+from jaxsparse.trace import silence
 from jaxsparse.training import CheckpointStore
 from jaxsparse.training import NoCheckpoint
 from jaxsparse.training import NonFiniteError

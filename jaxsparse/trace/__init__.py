@@ -14,11 +14,15 @@ from jaxsparse.trace.observers import gram
 from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
+from jaxsparse.trace.shrink import Resized
+from jaxsparse.trace.shrink import Shrunk
+from jaxsparse.trace.shrink import shrink
+from jaxsparse.trace.silence import silence
 from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
-    'Contraction', 'Flops', 'Observer', 'Range', 'WeightFlops', 'axes_of', 'calibrate',
-    'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
-    'quantize_activations', 'range_',
+    'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'axes_of',
+    'calibrate', 'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
+    'quantize_activations', 'range_', 'shrink', 'silence',
 ]
