@@ -58,7 +58,7 @@ def final_masks(pattern: patterns.Pattern, schedule: schedules.Schedule,
   """What `Spec.final_masks` asks for: the mask of an all-equal weight when the schedule is over."""
   def masks_of(layouts):
     tables = kept_table(layouts, pattern, schedule, distribution)
-    return {k: pattern.mask(jnp.zeros(layout.matrix_shape), int(tables[k][-1]))
+    return {k: pattern.on(layout).mask(jnp.zeros(layout.matrix_shape), int(tables[k][-1]))
             for k, layout in layouts.items()}
   return masks_of
 
@@ -84,7 +84,8 @@ def chooser(pattern: patterns.Pattern, schedule: schedules.Schedule,
   def choose(scores, layouts, entry):
     if not pooled:
       tables = kept_table(layouts, pattern, schedule, distribution)
-      return {k: pattern.mask(s, jnp.asarray(tables[k])[entry]) for k, s in scores.items()}
+      kept = {k: jnp.asarray(table)[entry] for k, table in tables.items()}
+      return {k: pattern.on(layouts[k]).mask(s, kept[k]) for k, s in scores.items()}
     total = sum(s.size for s in scores.values())
     _, sparsities = schedule.table()
     kept = jnp.asarray([kept_of(total, s) for s in sparsities])[entry]
