@@ -9,10 +9,12 @@ from jaxsparse.core.combine import at
 from jaxsparse.core.combine import chain
 from jaxsparse.core.combine import rules
 from jaxsparse.core.masks import MaskState
+from jaxsparse.core.masks import PackedMask
 from jaxsparse.core.masks import ViewState
 from jaxsparse.core.masks import masks
 from jaxsparse.core.names import Frozen
 from jaxsparse.core.names import label
+from jaxsparse.core.packed_masks import packed_masks
 from jaxsparse.core.parametrization import Parametrization
 from jaxsparse.core.parametrization import freeze
 from jaxsparse.core.parametrization import leafwise
@@ -57,9 +59,12 @@ from jaxsparse.sparsity import Permutation
 from jaxsparse.sparsity import SoftThreshold
 from jaxsparse.sparsity import ac_dc
 from jaxsparse.sparsity import block
+from jaxsparse.sparsity import by_sensitivity
 from jaxsparse.sparsity import channel
 from jaxsparse.sparsity import criteria
+from jaxsparse.sparsity import er
 from jaxsparse.sparsity import erk
+from jaxsparse.sparsity import flops_budget
 from jaxsparse.sparsity import head
 from jaxsparse.sparsity import l0
 from jaxsparse.sparsity import magnitude
@@ -70,8 +75,10 @@ from jaxsparse.sparsity import optimal_brain
 from jaxsparse.sparsity import permute_for_nm
 from jaxsparse.sparsity import permuted
 from jaxsparse.sparsity import pooled
+from jaxsparse.sparsity import pooled_normalized
 from jaxsparse.sparsity import prune
 from jaxsparse.sparsity import rigl
+from jaxsparse.sparsity import sensitivities
 from jaxsparse.sparsity import snfs
 from jaxsparse.sparsity import soft_threshold
 from jaxsparse.sparsity import sparse_evolution

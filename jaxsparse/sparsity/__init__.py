@@ -2,9 +2,12 @@
 
 from jaxsparse.sparsity import criteria
 from jaxsparse.sparsity.ac_dc import ac_dc
+from jaxsparse.sparsity.distributions import er
 from jaxsparse.sparsity.distributions import erk
 from jaxsparse.sparsity.distributions import pooled
+from jaxsparse.sparsity.distributions import pooled_normalized
 from jaxsparse.sparsity.distributions import uniform
+from jaxsparse.sparsity.budgets import flops_budget
 from jaxsparse.sparsity.heads import head
 from jaxsparse.sparsity.l0 import L0
 from jaxsparse.sparsity.l0 import l0
@@ -22,6 +25,8 @@ from jaxsparse.sparsity.prune import magnitude
 from jaxsparse.sparsity.prune import nm
 from jaxsparse.sparsity.prune import prune
 from jaxsparse.sparsity.rigl import rigl
+from jaxsparse.sparsity.sensitivity import by_sensitivity
+from jaxsparse.sparsity.sensitivity import sensitivities
 from jaxsparse.sparsity.snfs import snfs
 from jaxsparse.sparsity.soft_threshold import SoftThreshold
 from jaxsparse.sparsity.soft_threshold import soft_threshold
@@ -38,12 +43,16 @@ TRANSFORMS = (
     ac_dc, l0, magnitude, movement, nm, optimal_brain, prune, rigl, snfs, soft_threshold,
     sparse_evolution, sparsegpt, sr_ste, static, straight_through, top_kast, wanda,
 )
-VALUES = (block, channel, erk, head, n_m, pooled, transposable, uniform, unstructured, vector)
+VALUES = (
+    block, by_sensitivity, channel, er, erk, flops_budget, head, n_m, pooled, pooled_normalized,
+    transposable, uniform, unstructured, vector,
+)
 
 __all__ = [
-    'L0', 'Permutation', 'SoftThreshold', 'ac_dc', 'block', 'channel', 'criteria', 'erk',
-    'head', 'l0', 'magnitude', 'movement', 'n_m', 'nm', 'optimal_brain', 'permute_for_nm',
-    'permuted', 'pooled', 'prune', 'rigl', 'snfs', 'soft_threshold', 'sparse_evolution',
-    'sparsegpt', 'sr_ste', 'static', 'straight_through', 'top_kast', 'transposable', 'uniform',
+    'L0', 'Permutation', 'SoftThreshold', 'ac_dc', 'block', 'by_sensitivity', 'channel',
+    'criteria', 'er', 'erk', 'flops_budget', 'head', 'l0', 'magnitude', 'movement', 'n_m', 'nm',
+    'optimal_brain', 'permute_for_nm', 'permuted', 'pooled', 'pooled_normalized', 'prune',
+    'rigl', 'sensitivities', 'snfs', 'soft_threshold', 'sparse_evolution', 'sparsegpt',
+    'sr_ste', 'static', 'straight_through', 'top_kast', 'transposable', 'uniform',
     'unstructured', 'vector', 'wanda',
 ]

@@ -55,7 +55,7 @@ def permute_for_nm(w: Any, n: int, m: int, *, axis: int = -2) -> Permutation:
   patterns.n_m(n, m)   # says what is wrong with either
   rows = np.abs(np.asarray(w).astype(np.float32))
   if rows.ndim < 2 or rows.shape[axis] % m:
-    raise ValueError(f'expected a weight of rank 2 or more with axis {axis} divisible by m={m}, got '
+    raise ValueError(f'expected a weight of rank 2 or more, axis {axis} divisible by m={m}, got '
                      f'shape {rows.shape}.')
   rows = np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1)
   if not np.isfinite(rows).all():

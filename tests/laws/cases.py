@@ -33,6 +33,7 @@ ARGUMENTS = {
                   'magnitude(linear(0.5, end=2, every=1), pattern=n_m(2, 4))',
                   'magnitude(0.5, pattern=channel())', 'magnitude(0.5, distribution=pooled)',
                   'magnitude(0.5, distribution=erk)',
+                  'magnitude(0.5, distribution=pooled_normalized)',
                   'magnitude(0.5, pattern=transposable(1, 2))',
                   'magnitude(0.5, pattern=vector(4))'],
     'ac_dc': ['ac_dc(0.5, start=0, every=1, end=3)'],
