@@ -1,11 +1,48 @@
 """Masks of a state: who keeps what."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxsparse.core import names
 from jaxsparse.core import weights
+from jaxsparse.numerics import packing
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['bits'], meta_fields=['size'])
+@dataclasses.dataclass(frozen=True)
+class PackedMask:
+  """A mask at rest, one bit an entry: what `packed_masks` keeps in a state.
+
+  Attributes:
+    bits: uint8 `[..., ceil(size / 8)]`, the first entry of a row in the lowest bit.
+    size: entries of a row.
+  """
+
+  bits: jax.Array
+  size: int
+
+  @classmethod
+  def pack(cls, mask: jax.Array) -> 'PackedMask':
+    """Packs a bool mask along its last axis, which is padded with zeros to whole bytes."""
+    return cls(packing.pack(mask, 1, axis=-1), mask.shape[-1])
+
+  def unpack(self) -> jax.Array:
+    """The bool mask."""
+    return packing.unpack(self.bits, 1, self.size, axis=-1).astype(jnp.bool_)
+
+
+def is_packed(x: Any) -> bool:
+  """Whether `x` is a packed mask."""
+  return isinstance(x, PackedMask)
+
+
+def unpacked(x: Any) -> Any:
+  """A packed mask as bools, anything else as it is."""
+  return x.unpack() if is_packed(x) else x
 
 
 class MaskState(NamedTuple):
@@ -44,7 +81,8 @@ def mask_entries(state: Any, *, pruned: bool = False) -> dict[str, jax.Array]:
       continue
     for key, value in node.weights.items():
       if is_masked(value) and not (pruned and getattr(value, '__dense_latents__', False)):
-        found[key] = found[key] & value.mask if key in found else value.mask
+        mask = unpacked(value.mask)
+        found[key] = found[key] & mask if key in found else mask
   return found
 
 

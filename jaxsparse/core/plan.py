@@ -90,7 +90,7 @@ def _finish(transform, state, done):
   Appends (scheme, layout, kept) to `done[key]` for each stage that takes a weight.
   """
   spelling, parts = transform.spec.spelling, transform.spec.parts
-  if isinstance(spelling, spell.Call) and spelling.name == 'at':
+  if isinstance(spelling, spell.Call) and spelling.name in ('at', 'packed_masks'):
     return _finish(parts[0], state, done)
   if parts and isinstance(state, tuple) and len(parts) == len(state):
     return tuple(_finish(part, s, done) for part, s in zip(parts, state))

@@ -71,7 +71,7 @@ def one_shot_masks(init, pattern: patterns.Pattern, sparsity: float,
 
 def check_pattern(word: str, pattern) -> None:
   """Raises ValueError where `pattern` is neither None nor n:m."""
-  if pattern is not None and pattern.fixed is None:
+  if pattern is not None and pattern.spelling.name != 'n_m':
     raise ValueError(f'{word} prunes single entries; pattern must be None or n_m(n, m), got '
                      f'{spell.spell_value(pattern)}.')
 

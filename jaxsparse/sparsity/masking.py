@@ -10,6 +10,7 @@ from jaxsparse.core import names
 from jaxsparse.core import schedules
 from jaxsparse.core import spelling as spell
 from jaxsparse.numerics import select
+from jaxsparse.sparsity import budgets
 from jaxsparse.sparsity import distributions
 from jaxsparse.sparsity import patterns
 
@@ -77,12 +78,29 @@ def check_distribution(distribution) -> None:
                      f'{distribution!r}.')
 
 
+def is_pooled(distribution: Callable) -> bool:
+  """Whether scores decide each weight's share, so that all weights are ranked together."""
+  return (distribution in distributions.POOLED
+          or isinstance(distribution, budgets.FlopsBudget))
+
+
+def check_not_pooled(word: str, distribution: Callable) -> None:
+  """Raises ValueError where `distribution` needs scores, which a random mask has none of."""
+  if is_pooled(distribution):
+    raise ValueError(f'{word} draws masks at random, so there is no score to pool by '
+                     f'{_word(distribution)}; use erk.')
+
+
+def _word(distribution) -> str:
+  return getattr(distribution, '__name__', 'flops_budget')
+
+
 def final_masks(pattern: patterns.Pattern, schedule: schedules.Schedule,
                 distribution: Callable) -> Callable:
   """What `Spec.final_masks` asks for: the mask of an all-equal weight when the schedule is over."""
   def masks_of(layouts):
     tables = kept_table(layouts, pattern, schedule, distribution)
-    return {k: pattern.mask(jnp.zeros(layout.matrix_shape), int(tables[k][-1]))
+    return {k: pattern.on(layout).mask(jnp.zeros(layout.matrix_shape), int(tables[k][-1]))
             for k, layout in layouts.items()}
   return masks_of
 
@@ -99,22 +117,37 @@ def chooser(pattern: patterns.Pattern, schedule: schedules.Schedule,
   if not isinstance(pattern, patterns.Pattern):
     raise ValueError(f'pattern must be a pattern such as n_m(2, 4), got {pattern!r}.')
   check_distribution(distribution)
-  pooled = distribution is distributions.pooled
-  if pooled and not pattern.entries:
-    raise ValueError('pooled ranks single entries; use it with the unstructured pattern.')
+  shared = is_pooled(distribution)
+  if shared and not pattern.entries:
+    raise ValueError(f'{_word(distribution)} ranks single entries; use it with the unstructured '
+                     'pattern.')
   if pattern.fixed is not None:
     kept_table({}, pattern, schedule, distribution)   # raises where the targets conflict
 
   def choose(scores, layouts, entry):
-    if not pooled:
+    if not shared:
       tables = kept_table(layouts, pattern, schedule, distribution)
-      return {k: pattern.mask(s, jnp.asarray(tables[k])[entry]) for k, s in scores.items()}
-    total = sum(s.size for s in scores.values())
+      kept = {k: jnp.asarray(table)[entry] for k, table in tables.items()}
+      return {k: pattern.on(layouts[k]).mask(s, kept[k]) for k, s in scores.items()}
     _, sparsities = schedule.table()
+    if isinstance(distribution, budgets.FlopsBudget):
+      prices = distribution.prices(layouts)
+      return dict(zip(scores, budgets.budgeted_masks(
+          list(scores.values()), [prices[k] for k in scores], sparsities, entry)))
+    total = sum(s.size for s in scores.values())
     kept = jnp.asarray([kept_of(total, s) for s in sparsities])[entry]
-    return dict(zip(scores, select.top_k_masks(list(scores.values()), kept)))
+    by_norm = distribution is distributions.pooled_normalized
+    ranks = [_normalized(s) if by_norm else s for s in scores.values()]
+    return dict(zip(scores, select.top_k_masks(ranks, kept)))
 
   return choose
+
+
+def _normalized(scores):
+  """Scores over the Euclidean norm of those that are finite: the others are decided already."""
+  scores = scores.astype(jnp.float32)
+  norm = jnp.sqrt(jnp.where(jnp.isfinite(scores), jnp.square(scores), 0).sum())
+  return scores / (norm + 1e-8)
 
 
 def apply_masks(ws: dict[str, jax.Array], states: dict[str, Any]) -> dict[str, jax.Array]:

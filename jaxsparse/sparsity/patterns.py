@@ -31,6 +31,7 @@ class Pattern(NamedTuple):
     spelling: its spelled form.
     entries: whether units are single entries of the whole matrix, so that weights can be pooled.
     fixed: the only sparsity the pattern can have, or None.
+    fit: `(layout) -> Pattern`, of a pattern whose units depend on the weight's own axes.
   """
 
   units: Callable[[axes.Layout], int]
@@ -39,12 +40,17 @@ class Pattern(NamedTuple):
   spelling: Any
   entries: bool = False
   fixed: float | None = None
+  fit: Callable[[axes.Layout], 'Pattern'] | None = None
+
+  def on(self, layout: axes.Layout) -> 'Pattern':
+    """The pattern on one weight; itself unless its units depend on the weight's own axes."""
+    return self if self.fit is None else self.fit(layout)
 
 
-def _positive(word: str, value: Any) -> int:
+def check_positive(word: str, value: Any) -> None:
+  """Raises ValueError where `value` is no positive integer."""
   if isinstance(value, bool) or not isinstance(value, int) or value < 1:
     raise ValueError(f'{word} must be a positive integer, got {value!r}.')
-  return value
 
 
 def unstructured() -> Pattern:
@@ -80,7 +86,7 @@ def n_m(n: int, m: int) -> Pattern:
     [[False], [True]]
   """
   spelling = spell.call(n_m, locals())
-  _positive('n', n), _positive('m', m)
+  check_positive('n', n), check_positive('m', m)
   if n > m:
     raise ValueError(f'n:m keeps n of every m, so n must not exceed m; got n={n}, m={m}.')
   if m > 256:
@@ -123,7 +129,7 @@ def block(rows: int, columns: int, *, pad: bool = False) -> Pattern:
     [[False, False, True, True]]
   """
   spelling = spell.call(block, locals())
-  _positive('rows', rows), _positive('columns', columns)
+  check_positive('rows', rows), check_positive('columns', columns)
 
   def counts(r, o):
     return -(-r // rows), -(-o // columns)
@@ -159,6 +165,24 @@ def block(rows: int, columns: int, *, pad: bool = False) -> Pattern:
     return smallest if smallest.nbytes < dense_bytes else _masked(matrix, mask)
 
   return Pattern(units, mask, pack, spelling)
+
+
+def vector(length: int = 16) -> Pattern:
+  """Runs of `length` outputs of a row, as vector registers read them; ragged ends are shorter.
+
+  Elsen et al., "Fast Sparse ConvNets" (arXiv:1911.09723), section 3: 1 x 16 for CPU kernels. The
+  same as `block(1, length, pad=True)`.
+
+  Raises:
+    ValueError: `length` is not a positive integer.
+
+  Example:
+    >>> vector(2).mask(jnp.array([[1.0, 1.0, 3.0]]), 1).tolist()
+    [[False, False, True]]
+  """
+  spelling = spell.call(vector, locals())
+  check_positive('length', length)
+  return block(1, length, pad=True)._replace(spelling=spelling)
 
 
 def channel(axis: str = 'output') -> Pattern:

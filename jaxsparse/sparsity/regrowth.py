@@ -18,7 +18,6 @@ from jaxsparse.core import weights
 from jaxsparse.numerics import hashing
 from jaxsparse.numerics import select
 from jaxsparse.sparsity import criteria
-from jaxsparse.sparsity import distributions
 from jaxsparse.sparsity import masking
 from jaxsparse.sparsity import patterns
 
@@ -59,8 +58,7 @@ def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha:
                      f'{spell.spell_value(sparsity)}.')
   check_alpha(alpha)
   masking.check_distribution(distribution)
-  if distribution is distributions.pooled:
-    raise ValueError(f'{word} draws masks at random, so there is no score to pool; use erk.')
+  masking.check_not_pooled(word, distribution)
   hashing.check_seed(seed)
   schedules.every(every, 0, end)   # says what is wrong with either
   when = schedules.every(every, every, max(end, every))

@@ -12,6 +12,7 @@ from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.sparsity import criteria
 from jaxsparse.sparsity import distributions
+from jaxsparse.sparsity import masking
 from jaxsparse.sparsity import patterns
 from jaxsparse.sparsity import ranking
 
@@ -40,6 +41,5 @@ def static(sparsity: float, *, pattern: patterns.Pattern | None = None,
   if schedule.when is not None:
     raise ValueError('static keeps one sparsity; expected a number or constant(...), found '
                      f'{spell.spell_value(sparsity)}.')
-  if distribution is distributions.pooled:
-    raise ValueError('static draws masks at random, so there is no score to pool; use erk.')
+  masking.check_not_pooled('static', distribution)
   return ranking.ranked(criteria.random, schedule, pattern, distribution, spelling, seed=seed)

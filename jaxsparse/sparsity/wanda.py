@@ -44,6 +44,7 @@ def wanda(sparsity: float | None = None, *,
 
   def init(w, *, stats, layout):
     kept = masking.kept_of(cells.units(layout), sparsity)
-    return w, cells.mask(criteria.magnitude(w) * calibrated.norms_of(stats, layout), kept)
+    scores = criteria.magnitude(w) * calibrated.norms_of(stats, layout)
+    return w, cells.on(layout).mask(scores, kept)
 
   return calibrated.one_shot_masks(init, cells, sparsity, spelling)

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
+from jaxsparse.core import masks
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
@@ -49,21 +50,23 @@ def train_shardings(transform: transforms.Transform, tx: optax.GradientTransform
   """
   abstract = jax.eval_shape(params if callable(params) else lambda: params)
   _check(abstract, specs, mesh)
-  latent_specs, state_specs = sharding_specs(transform, abstract, specs, **extra)
+  latent_specs, state_specs = sharding_specs(transform, abstract, specs, mesh=mesh, **extra)
   latents, _ = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)
   tree = latent_specs, state_specs, optimizer_specs(tx, latents, latent_specs)
   place = lambda spec: NamedSharding(mesh, spec)
   return steps.TrainState(*jax.tree.map(place, tree, is_leaf=_is_spec), None)
 
 
-def sharding_specs(transform: transforms.Transform, params: Any, specs: Any,
-                   **extra) -> tuple[Any, Any]:
+def sharding_specs(transform: transforms.Transform, params: Any, specs: Any, *,
+                   mesh: jax.sharding.Mesh | None = None, **extra) -> tuple[Any, Any]:
   """Specs of `transform.init(params)`'s outputs; allocates nothing.
 
   Args:
     transform: any transform.
     params: arrays or `jax.ShapeDtypeStruct`s.
     specs: a tree like `params` of `PartitionSpec`s.
+    mesh: the devices. With it packed masks are divided along their last axis too where each
+      device's part is whole bytes; without, along the others only.
     **extra: what `transform.init` takes besides.
 
   Returns:
@@ -104,7 +107,8 @@ def sharding_specs(transform: transforms.Transform, params: Any, specs: Any,
     derived = {}
     for key, value in node.weights.items():
       place = _owner(key, owner, layouts)
-      derived[key] = jax.tree.map(lambda x, place=place: _derive(x, *place), value)
+      derived[key] = jax.tree.map(
+          lambda x, place=place: _derive_state(x, mesh, *place), value, is_leaf=masks.is_packed)
     return jax.tree.unflatten(jax.tree.structure(node), [
         PartitionSpec(), *jax.tree.leaves(derived, is_leaf=_is_spec)])
 
@@ -167,6 +171,17 @@ def _owner(key, owner, layouts):
     root = root.rpartition(':')[0]
   shape, spec = owner[root]
   return shape, spec, layouts.get(root)
+
+
+def _derive_state(leaf, mesh, shape, spec, layout):
+  if not masks.is_packed(leaf):
+    return _derive(leaf, shape, spec, layout)
+  place = _derive(jax.ShapeDtypeStruct((*leaf.bits.shape[:-1], leaf.size), bool), shape, spec,
+                  layout)
+  given = place[-1] if len(place) else None
+  parts = given if isinstance(given, tuple) else () if given is None else (given,)
+  whole = mesh is not None and leaf.size % (8 * math.prod(mesh.shape[p] for p in parts)) == 0
+  return place if whole or given is None else PartitionSpec(*place[:-1], None)
 
 
 def _derive(leaf, shape, spec, layout) -> PartitionSpec:
