@@ -93,6 +93,9 @@ from jaxsparse.trace import input_norm
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
 from jaxsparse.trace import range_ as range
+from jaxsparse.trace import threshold_activations
+from jaxsparse.trace import top_k_activations
+from jaxsparse.trace import zero_fraction
 from jaxsparse.training import CheckpointStore
 from jaxsparse.training import NoCheckpoint
 from jaxsparse.training import NonFiniteError
