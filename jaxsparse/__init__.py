@@ -41,6 +41,11 @@ from jaxsparse.lowrank import LowRank
 from jaxsparse.lowrank import lora
 from jaxsparse.lowrank import low_rank
 from jaxsparse.optimizers import WrapState
+from jaxsparse.optimizers import masked_adaptive_clip
+from jaxsparse.optimizers import masked_clip
+from jaxsparse.optimizers import masked_decay
+from jaxsparse.optimizers import masked_rms_clip
+from jaxsparse.optimizers import masked_updates
 from jaxsparse.optimizers import realign
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
@@ -103,7 +108,9 @@ from jaxsparse.training import Restored
 from jaxsparse.training import SaveError
 from jaxsparse.training import TrainState
 from jaxsparse.training import digest
+from jaxsparse.training import distillation
 from jaxsparse.training import fingerprint
+from jaxsparse.training import hidden_distillation
 from jaxsparse.training import optimizer_specs
 from jaxsparse.training import restage
 from jaxsparse.training import restore_checkpoint

@@ -2,6 +2,8 @@
 
 from jaxsparse.training.checkpoint import restore_checkpoint
 from jaxsparse.training.checkpoint import save_checkpoint
+from jaxsparse.training.distill import distillation
+from jaxsparse.training.distill import hidden_distillation
 from jaxsparse.training.fingerprints import digest
 from jaxsparse.training.fingerprints import fingerprint
 from jaxsparse.training.gradients import value_and_grad
@@ -19,6 +21,6 @@ from jaxsparse.training.writer import SaveError
 
 __all__ = [
     'CheckpointStore', 'NoCheckpoint', 'NonFiniteError', 'Restored', 'SaveError', 'TrainState',
-    'digest', 'fingerprint', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
+    'digest', 'distillation', 'fingerprint', 'hidden_distillation', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
     'sharding_specs', 'train_shardings', 'train_step', 'value_and_grad',
 ]
