@@ -106,14 +106,17 @@ from jaxsparse.training import NoCheckpoint
 from jaxsparse.training import NonFiniteError
 from jaxsparse.training import Restored
 from jaxsparse.training import SaveError
+from jaxsparse.training import Ticket
 from jaxsparse.training import TrainState
 from jaxsparse.training import digest
 from jaxsparse.training import distillation
 from jaxsparse.training import fingerprint
 from jaxsparse.training import hidden_distillation
+from jaxsparse.training import lottery
 from jaxsparse.training import optimizer_specs
 from jaxsparse.training import restage
 from jaxsparse.training import restore_checkpoint
+from jaxsparse.training import rewind
 from jaxsparse.training import save_checkpoint
 from jaxsparse.training import sharding_specs
 from jaxsparse.training import train_shardings

@@ -17,10 +17,14 @@ from jaxsparse.training.store import CheckpointStore
 from jaxsparse.training.store import NoCheckpoint
 from jaxsparse.training.store import NonFiniteError
 from jaxsparse.training.store import Restored
+from jaxsparse.training.tickets import Ticket
+from jaxsparse.training.tickets import lottery
+from jaxsparse.training.tickets import rewind
 from jaxsparse.training.writer import SaveError
 
 __all__ = [
-    'CheckpointStore', 'NoCheckpoint', 'NonFiniteError', 'Restored', 'SaveError', 'TrainState',
-    'digest', 'distillation', 'fingerprint', 'hidden_distillation', 'optimizer_specs', 'restage', 'restore_checkpoint', 'save_checkpoint',
+    'CheckpointStore', 'NoCheckpoint', 'NonFiniteError', 'Restored', 'SaveError', 'Ticket',
+    'TrainState', 'digest', 'distillation', 'fingerprint', 'hidden_distillation', 'lottery',
+    'optimizer_specs', 'restage', 'restore_checkpoint', 'rewind', 'save_checkpoint',
     'sharding_specs', 'train_shardings', 'train_step', 'value_and_grad',
 ]
