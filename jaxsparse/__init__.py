@@ -112,6 +112,9 @@ from jaxsparse.training import digest
 from jaxsparse.training import distillation
 from jaxsparse.training import fingerprint
 from jaxsparse.training import hidden_distillation
+from jaxsparse.training import keep_blocks
+from jaxsparse.training import keep_layers
+from jaxsparse.training import layer_change
 from jaxsparse.training import lottery
 from jaxsparse.training import optimizer_specs
 from jaxsparse.training import restage

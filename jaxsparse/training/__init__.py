@@ -7,6 +7,9 @@ from jaxsparse.training.distill import hidden_distillation
 from jaxsparse.training.fingerprints import digest
 from jaxsparse.training.fingerprints import fingerprint
 from jaxsparse.training.gradients import value_and_grad
+from jaxsparse.training.layers import keep_blocks
+from jaxsparse.training.layers import keep_layers
+from jaxsparse.training.layers import layer_change
 from jaxsparse.training.restage import restage
 from jaxsparse.training.sharding import optimizer_specs
 from jaxsparse.training.sharding import sharding_specs
@@ -24,7 +27,8 @@ from jaxsparse.training.writer import SaveError
 
 __all__ = [
     'CheckpointStore', 'NoCheckpoint', 'NonFiniteError', 'Restored', 'SaveError', 'Ticket',
-    'TrainState', 'digest', 'distillation', 'fingerprint', 'hidden_distillation', 'lottery',
-    'optimizer_specs', 'restage', 'restore_checkpoint', 'rewind', 'save_checkpoint',
-    'sharding_specs', 'train_shardings', 'train_step', 'value_and_grad',
+    'TrainState', 'digest', 'distillation', 'fingerprint', 'hidden_distillation', 'keep_blocks',
+    'keep_layers', 'layer_change', 'lottery', 'optimizer_specs', 'restage', 'restore_checkpoint',
+    'rewind', 'save_checkpoint', 'sharding_specs', 'train_shardings', 'train_step',
+    'value_and_grad',
 ]

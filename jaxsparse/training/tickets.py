@@ -125,12 +125,13 @@ def lottery(method: Callable[[float], transforms.Transform], tx: optax.GradientT
 
 
 def _rounds(method, tx, saved, train, rounds, fraction):
-  transform, sparsity, start = method(0.0), 0.0, saved
-  for i in range(rounds + 1):
-    if i:
-      sparsity = 1 - (1 - fraction)**i
-      transform = method(sparsity)
-      start = rewind(transform, tx, saved, trained)
+  transform = method(0.0)
+  trained = train(transform, jax.tree.map(_copied, saved))
+  yield Ticket(0.0, transform, saved, trained)
+  for i in range(1, rounds + 1):
+    sparsity = 1 - (1 - fraction)**i
+    transform = method(sparsity)
+    start = rewind(transform, tx, saved, trained)
     trained = train(transform, jax.tree.map(_copied, start))
     yield Ticket(sparsity, transform, start, trained)
 
@@ -157,7 +158,7 @@ def _ranked_above_pruned(effective, old):
 def _check(transform, old, new, saved):
   said = transforms.spell_or(transform, 'this transform')
   if not new:
-    raise ValueError(f'{said} has no masks to rewind with; use a pruning method, as magnitude(0.2).')
+    raise ValueError(f'{said} has no masks to rewind with; use a method that prunes.')
   if set(old) != set(new) or set(new) != set(masks.mask_entries(saved.state)):
     raise ValueError(f'The states do not match {said}: found masks of {", ".join(sorted(old))}, '
                      f'expected {", ".join(sorted(new))}.')

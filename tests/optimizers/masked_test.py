@@ -1,11 +1,11 @@
 """Mask-aware optax transformations: pruned weights neither move nor count."""
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl.testing import absltest
+from absl.testing import parameterized
 
 import jaxsparse as jsp
 

@@ -2,13 +2,13 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen
 from flax import nnx
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 import jaxsparse as jsp
 from jaxsparse import trace

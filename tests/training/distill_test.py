@@ -1,11 +1,11 @@
 """Distillation against numpy, and as the loss of a training step."""
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl.testing import absltest
+from absl.testing import parameterized
 
 import jaxsparse as jsp
 from jaxsparse.training import distill

@@ -1,11 +1,13 @@
 """Rewinding: nested masks with exact counts, weights, optimizer and counts of the saved step."""
 
-from absl.testing import absltest
-from absl.testing import parameterized
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl.testing import absltest
+from absl.testing import parameterized
 
 import jaxsparse as jsp
 
@@ -109,7 +111,7 @@ class RewindTest(parameterized.TestCase):
     zero = lambda transform, ts: ts._replace(params=jax.tree.map(jnp.zeros_like, ts.params))
     masks = [jsp.masks(t.start.state)['w']
              for t in jsp.lottery(method, TX, saved, zero, rounds=3, fraction=0.4)]
-    for before, after in zip(masks, masks[1:]):
+    for before, after in itertools.pairwise(masks):
       self.assertFalse(bool((after & ~before).any()))
       self.assertLess(int(after.sum()), int(before.sum()))
 
