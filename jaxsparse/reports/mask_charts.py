@@ -1,6 +1,6 @@
 """Masks drawn as PNG: over time, how sparse each weight is, what snapshots have in common.
 
-A snapshot is what `jaxsparse.masks(state)` returns, `{weight name: bool array}`, True keeps: a copy,
+A snapshot is what `jaxsparse.masks(state)` gives, `{weight name: bool array}`, True keeps; a copy
 `{name: np.array(mask) for name, mask in masks(state).items()}`, as a train step donates its state.
 In the pictures black is kept; a mask larger than a tile is averaged, and grey says what part is.
 """

@@ -1,6 +1,6 @@
 """How masks change: overlap of two snapshots, and what each update dropped and grew.
 
-A snapshot is what `jaxsparse.masks(state)` returns, `{weight name: bool array}`, True keeps: a copy,
+A snapshot is what `jaxsparse.masks(state)` gives, `{weight name: bool array}`, True keeps; a copy
 `{name: np.array(mask) for name, mask in masks(state).items()}`, as a train step donates its state.
 """
 
