@@ -386,6 +386,7 @@ def _weights(params):
       'shape': list(leaf.shape),
       'format': type(leaf).__name__ if jsp.is_format(leaf) else str(leaf.dtype),
       'size_bytes': int(leaf.nbytes),
+      'zeros': float((jsp.densify(leaf) == 0).mean()),
     }
     for name, leaf in _leaves(params)
   ]

@@ -26,6 +26,8 @@ import jaxsparse as jsp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from IPython import display
+from jaxsparse import reports
 from sklearn import datasets
 from sklearn import model_selection
 
@@ -187,11 +189,23 @@ right.set_title('weights kept per pixel');
 transform = jsp.at('.*/kernel', jsp.magnitude(jsp.cubic(0.9, start=20, end=300, every=20)))
 ts = jsp.TrainState.create(transform, tx, init(0))
 step = jsp.train_step(loss_fn, tx, transform)
+snapshots = {}
 for images, labels in batches(500):
+  if ts.count % 80 == 21:
+    snapshots[ts.count] = {k: np.array(mask) for k, mask in jsp.masks(ts.state).items()}
   ts, loss, _ = step(ts, images, labels)
 packed = transform.pack(ts.params, ts.state)
 logits = jax.jit(jsp.dispatch(apply_fn))(packed, x_test)
 print(f'{100 * (logits.argmax(-1) == y_test).mean():.1f} % in {jsp.nbytes(packed):,} bytes')
+
+# %% [markdown]
+# What the masks did on the way: black is kept. The corners of the image go first, and a mask that
+# only prunes is part of the one before it.
+
+# %%
+shown = [snapshots[count] for count in sorted(snapshots)]
+display.display(display.Image(reports.masks_png(shown, steps=sorted(snapshots))))
+assert all(change.grown == 0 for updates in reports.churn(shown).values() for change in updates)
 
 # %% [markdown]
 # The same weights are gone, the same accuracy is left, and the bytes are real: one bit a weight

@@ -101,8 +101,24 @@ def masks(state: Any) -> dict[str, jax.Array]:
     >>> jsp.masks(state)['kernel'].tolist()
     [[False], [True]]
   """
+  return _by_name(mask_entries(state))
+
+
+def pruned_masks(state: Any) -> dict[str, jax.Array]:
+  """Like `masks`, without those that latents train on behind: False is gone for the optimizer too.
+
+  Example:
+    >>> import jax.numpy as jnp, jaxsparse as jsp
+    >>> _, state = jsp.sr_ste(1, 2).init({'kernel': jnp.array([[1.], [2.]])})
+    >>> list(jsp.masks(state)), list(pruned_masks(state))
+    (['kernel'], [])
+  """
+  return _by_name(mask_entries(state, pruned=True))
+
+
+def _by_name(entries):
   found = {}
-  for key, mask in mask_entries(state).items():
+  for key, mask in entries.items():
     name = names.name_of(key)
     found[name] = found[name] & mask if name in found else mask
   return found

@@ -1,7 +1,15 @@
 """Where transforms meet optax: the wrapper, and optimizer states that follow the weights."""
 
+from jaxsparse.optimizers.masked import masked_adaptive_clip
+from jaxsparse.optimizers.masked import masked_clip
+from jaxsparse.optimizers.masked import masked_decay
+from jaxsparse.optimizers.masked import masked_rms_clip
+from jaxsparse.optimizers.masked import masked_updates
 from jaxsparse.optimizers.moments import realign
 from jaxsparse.optimizers.wrap import WrapState
 from jaxsparse.optimizers.wrap import wrap
 
-__all__ = ['WrapState', 'realign', 'wrap']
+__all__ = [
+    'WrapState', 'masked_adaptive_clip', 'masked_clip', 'masked_decay', 'masked_rms_clip',
+    'masked_updates', 'realign', 'wrap',
+]

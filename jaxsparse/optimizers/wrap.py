@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse.core import masks
 from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
 from jaxsparse.optimizers import moments
@@ -27,7 +28,8 @@ def wrap(tx: optax.GradientTransformation,
   sets entries to zero, the updates make pruned params zero.
 
   Args:
-    tx: any optax optimizer; extra arguments are passed on to it.
+    tx: any optax optimizer; extra arguments are passed on to it, and `masks` as `masked_decay` and
+      its like need them.
     transform: one whose latents have the structure of the params (pruning, `fake_quantize`).
 
   Returns:
@@ -59,6 +61,7 @@ def wrap(tx: optax.GradientTransformation,
       raise ValueError('wrap needs params: tx.update(grads, state, params).')
     dense = lambda p: formats.densify(transform.apply(p, state.transform))
     _, pull = transforms.pullback(dense, params)
+    extra = {'masks': masks.pruned_masks(state.transform)} | extra
     updates, inner = tx.update(pull(grads), state.inner, params, **extra)
     moved = optax.apply_updates(params, updates)
     new = transform.update(moved, state.transform, grads=grads)

@@ -8,6 +8,14 @@ all; `pareto_front`, `pareto_png`, `show_table` and `html_page` compare runs;
 from jaxsparse.reports.board import Row
 from jaxsparse.reports.board import show_board
 from jaxsparse.reports.html import page as html_page
+from jaxsparse.reports.mask_charts import masks_png
+from jaxsparse.reports.mask_charts import overlap_png
+from jaxsparse.reports.mask_charts import sparsity_png
+from jaxsparse.reports.overlap import Churn
+from jaxsparse.reports.overlap import Overlap
+from jaxsparse.reports.overlap import churn
+from jaxsparse.reports.overlap import overlap as mask_overlap
+from jaxsparse.reports.overlap import overlap_matrix
 from jaxsparse.reports.pareto import front as pareto_front
 from jaxsparse.reports.pareto import png as pareto_png
 from jaxsparse.reports.pictures import Picture
@@ -53,4 +61,12 @@ __all__ = [
   'sweep_page',
   'csv_text',
   'parquet',
+  'masks_png',
+  'sparsity_png',
+  'overlap_png',
+  'mask_overlap',
+  'overlap_matrix',
+  'churn',
+  'Overlap',
+  'Churn',
 ]

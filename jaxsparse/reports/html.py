@@ -237,11 +237,7 @@ def _cell(run, column, i, runs, base, fronts):
   if unit != '×':
     small = f'<small>{table.ratio(run, base, field)}</small>'
   top = max(getattr(r, field) or 0 for r in runs) or 1
-  bar = (
-    f'<svg class="bar" viewBox="0 0 100 3" preserveAspectRatio="none" aria-hidden="true">'
-    f'<rect width="100" height="3"/>'
-    f'<rect class="fill" width="{100 * value / top:.1f}" height="3"/></svg>'
-  )
+  bar = _bar(100 * value / top)
   kind = 'cost' + ' best' * (i in fronts.get(field, ())) + ' wide' * column.wide
   return f'<td class="{kind}" data-value="{value}">{text} {small}{bar}</td>'
 
@@ -304,21 +300,40 @@ def _fact(value):
 
 
 def _weights(weights):
-  """The weights of a run: name, shape, format, bytes; entries are mappings with those keys."""
+  """The weights of a run; entries map name, shape, format, size_bytes, and zeros where known."""
   if not weights:
     return ''
+  any_zeros = any('zeros' in w for w in weights)
+  zeros_head = '<th scope="col">Zeros</th>' if any_zeros else ''
   rows = ''.join(
     f'<tr><th scope="row"><code>{escape(str(w.get("name", "")))}</code></th>'
     f'<td>{escape("×".join(str(d) for d in w.get("shape", ())))}</td>'
     f'<td>{escape(str(w.get("format", "")))}</td>'
-    f'<td>{escape(pareto.quantity(w.get("size_bytes"), "B"))}</td></tr>'
+    f'<td>{escape(pareto.quantity(w.get("size_bytes"), "B"))}</td>'
+    f'{_zeros(w.get("zeros")) if any_zeros else ""}</tr>'
     for w in weights
   )
   return (
     '<div class="scroll" tabindex="0" role="region" aria-label="Weights">'
     '<table class="weights"><thead><tr>'
     '<th scope="col">Weight</th><th scope="col">Shape</th><th scope="col">Stored as</th>'
-    f'<th scope="col">Bytes</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    f'<th scope="col">Bytes</th>{zeros_head}</tr></thead>'
+    f'<tbody>{rows}</tbody></table></div>'
+  )
+
+
+def _zeros(fraction):
+  """A cell with the fraction of zeros of a weight, and its bar."""
+  if type(fraction) not in (int, float) or not 0 <= fraction <= 1:
+    return '<td>–</td>'
+  return f'<td>{table.percent(fraction)}{_bar(100 * fraction)}</td>'
+
+
+def _bar(width):
+  return (
+    f'<svg class="bar" viewBox="0 0 100 3" preserveAspectRatio="none" aria-hidden="true">'
+    f'<rect width="100" height="3"/>'
+    f'<rect class="fill" width="{width:.1f}" height="3"/></svg>'
   )
 
 

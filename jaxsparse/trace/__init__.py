@@ -1,5 +1,8 @@
 """The only room that reads programs: which operation consumes which weight, and what follows."""
 
+from jaxsparse.trace.activation_sparsity import threshold_activations
+from jaxsparse.trace.activation_sparsity import top_k_activations
+from jaxsparse.trace.activation_sparsity import zero_fraction
 from jaxsparse.trace.activations import quantize_activations
 from jaxsparse.trace.calibrate import calibrate
 from jaxsparse.trace.contraction import Contraction
@@ -24,5 +27,6 @@ from jaxsparse.trace.walk import contractions
 __all__ = [
     'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'axes_of',
     'calibrate', 'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
-    'quantize_activations', 'range_', 'shrink', 'silence',
+    'quantize_activations', 'range_', 'shrink', 'silence', 'threshold_activations',
+    'top_k_activations', 'zero_fraction',
 ]

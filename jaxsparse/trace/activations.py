@@ -45,7 +45,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *,
   def hook(contraction, x, w):
     if contraction.kind == 'gather' or not jnp.issubdtype(x.dtype, jnp.floating):
       return contraction.compute(x, w), None
-    axes = None if granularity == 'tensor' else _within_row(contraction, x)
+    axes = None if granularity == 'tensor' else within_row(contraction, x)
     return contraction.compute(_quantize(x, grid, axes), w), None
 
   watched = hooks.watching(apply_fn, hook, None)
@@ -66,7 +66,7 @@ def _quantize(x: jax.Array, grid: grids.Grid, axes) -> jax.Array:
   return rounding.straight_through(x, rounded.astype(x.dtype))
 
 
-def _within_row(contraction, x):
+def within_row(contraction, x):
   """Axes of `x` that one row spans."""
   if contraction.kind == 'dot':
     return tuple(contraction.params['dimension_numbers'][0][contraction.input])

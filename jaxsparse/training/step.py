@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse.core import masks
 from jaxsparse.core import transform as transforms
 from jaxsparse.optimizers import moments
 from jaxsparse.training import gradients
@@ -71,7 +72,7 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
   Args:
     loss_fn: `(effective params, *args) -> loss`, or `(loss, aux)` with `has_aux`. Mutable
       collections (batch statistics, NNX's rest) and keys go in as args and come back in aux.
-    tx: the optimizer of the latents.
+    tx: the optimizer of the latents; it is offered `masks=`, as `masked_decay` and its like need.
     transform: any transform.
     has_aux: whether the loss returns aux.
     dense: as in `value_and_grad`.
@@ -96,13 +97,14 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
   differentiate = functools.partial(
       gradients.value_and_grad, loss_fn, transform, has_aux=has_aux, dense=dense)
   kept, free = differentiate(projected=projects), differentiate()
+  tx = optax.with_extra_args_support(tx)
 
   def body(refresh, params, state, opt_state, *args):
     # Inside another program nothing says where the params come from.
     grad_fn = free if refresh is None else kept
     value, grads, effective_grads = grad_fn(params, state, *args)
     loss, aux = value if has_aux else (value, None)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, opt_state = tx.update(grads, opt_state, params, masks=masks.pruned_masks(state))
     params = optax.apply_updates(params, updates)
     new_state = transform.update(params, state, grads=effective_grads, refresh=refresh)
     if refresh is not False and transform.spec.regrows:

@@ -70,6 +70,7 @@ def test_records_say_what_was_measured(results):
   for record in results.records:
     assert not record.reasons and record.accuracy > 0.3
     assert sum(w['size_bytes'] for w in record.details['weights']) == record.size_bytes
+  assert max(w['zeros'] for w in two_four.details['weights'] if len(w['shape']) > 1) >= 0.5
 
 
 def test_run_directory_holds_four_readings_of_the_same_records(results, tmp_path):

@@ -100,6 +100,18 @@ def test_what_a_record_says_stays_text():
   )
 
 
+def test_zeros_of_each_weight_have_a_bar():
+  weights = [{'name': f'w{i}', 'zeros': zeros} for i, zeros in enumerate((0.75, _EVIL, 2.0, True))]
+  run = reports.Record(model='m', label='l', transform='t', details={'weights': weights})
+  page = _page([run, *_runs()])
+  cells = page.partition('>Zeros</th>')[2].partition('</table>')[0]
+  assert '<td>75.0 %<svg' in cells and 'width="75.0"' in cells
+  assert cells.count('<td>–</td>') >= 3
+  assert cells.count('class="fill"') == 1
+  assert page.count('>Zeros</th>') == 1
+  _parsed(page)
+
+
 def test_nothing_is_fetched_and_only_its_own_script_runs():
   page = _page()
   found = _parsed(page)
