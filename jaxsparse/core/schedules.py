@@ -160,7 +160,8 @@ def cubic(final: float, *, start: int = 0, end: int, every: int = 100,
           initial: float = 0.0) -> Schedule:
   """`final + (initial - final) (1 - (t - start) / (end - start))^3`, forced at `end`.
 
-  Zhu and Gupta, "To prune, or not to prune" (arXiv:1710.01878), equation 1.
+  Zhu and Gupta, "To prune, or not to prune" (arXiv:1710.01878), equation 1. JaxPruner counts the
+  interval from 0, reads the ramp at `t + 1`, and misses the target when no interval meets `end`.
 
   Args:
     final: sparsity reached exactly at `end`, whatever the phase and the interval.

@@ -206,10 +206,8 @@ def _by_key(grads, layouts):
 
 def _check_finite(arrays, word):
   for key, w in arrays.items():
-    if isinstance(w, jax.core.Tracer):
-      continue
-    bad = int(w.size - jnp.isfinite(w).sum())
-    if bad:
+    bad = w.size - jnp.isfinite(w).sum()   # inside a trace no number, even of a concrete array
+    if not isinstance(bad, jax.core.Tracer) and bad:
       expected = 'a finite weight' if word == 'values' else 'finite gradients'
       raise ValueError(f'{names.name_of(key)}: {bad} of {w.size} {word} are NaN or infinite; '
                        f'expected {expected}.')

@@ -108,7 +108,9 @@ def by_group(compress, w: jax.Array, gram: jax.Array, columns: int):
   if grouped:
     join = lambda x: jnp.moveaxis(x, -3, -2).reshape(*x.shape[:-3], x.shape[-2], columns)
     new, mask = join(new), join(mask)
-  return new.astype(w.dtype), mask
+  # What is compensated may be beyond the largest float16.
+  limit = float(jnp.finfo(w.dtype).max)
+  return jnp.clip(new, -limit, limit).astype(w.dtype), mask
 
 
 def norms_of(stats, layout: axes.Layout) -> jax.Array:

@@ -76,7 +76,8 @@ def _masked(matrix, mask):
 def n_m(n: int, m: int) -> Pattern:
   """At most `n` of every `m` consecutive rows (along the reduction axis) of a column.
 
-  Mishra et al., "Accelerating Sparse Deep Neural Networks" (arXiv:2104.08378).
+  Mishra et al., "Accelerating Sparse Deep Neural Networks" (arXiv:2104.08378). Ties keep the lower
+  row. JaxPruner groups the last axis, a kernel's output, and its ties keep the higher index.
 
   Raises:
     ValueError: not 0 < n <= m; or, in use, m does not divide the reduction axis.
@@ -114,6 +115,9 @@ def n_m(n: int, m: int) -> Pattern:
 
 def block(rows: int, columns: int, *, pad: bool = False) -> Pattern:
   """Whole blocks of `rows` x `columns` of the matrix, ranked by their mean score.
+
+  JaxPruner's are over the first two axes of a weight, and its masks of ragged ones have another
+  shape than the weight; here a mask always has the weight's own.
 
   Args:
     rows: of the block, along the reduction axis.

@@ -52,6 +52,7 @@ def magnitude(sparsity, *, pattern: patterns.Pattern | None = None,
   """Keeps the largest weights; gradual with a schedule.
 
   Zhu and Gupta (arXiv:1710.01878): `magnitude(cubic(0.9, start=1_000, end=20_000, every=100))`.
+  Ties keep the lower index. Sparsity 1 is an error, where JaxPruner keeps one weight.
 
   Args:
     sparsity: the fraction of zeros from the start, or a Schedule.

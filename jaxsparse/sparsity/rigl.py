@@ -22,6 +22,9 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
          distribution: Callable = distributions.uniform, seed: int = 0) -> transforms.Transform:
   """Dynamic sparse training with dense-gradient growth.
 
+  Masks move after the optimizer's step, which JaxPruner skips there; and also at `end`, where it
+  moves them only at multiples of its interval.
+
   Args:
     sparsity: fraction of zeros, constant; or a constant Schedule.
     every: steps between mask updates.

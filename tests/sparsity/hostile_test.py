@@ -89,7 +89,7 @@ class EveryTransformTest(parameterized.TestCase):
   def test_nothing_to_do(self, text):
     for params in ({}, {'scalar': jnp.ones(()), 'none': jnp.ones((0, 3))}):
       effective, masks = run(text, params)
-      self.assertIs(jax.tree.leaves(effective)[0], params['scalar']) if params else None
+      self.assertIs(effective.get('scalar'), params.get('scalar'))
       self.assertEqual((jax.tree.structure(effective), masks), (jax.tree.structure(params), {}))
     with self.assertRaisesRegex(ValueError, "'kernal' matches no weight.*ok/kernel"):
       jsp.at('kernal', jsp.parse(text)).init(kernels(ok=normal(8, 4)))
@@ -106,7 +106,8 @@ class EveryTransformTest(parameterized.TestCase):
       message = 'bad/kernel: 1 of 32 gradients are NaN or infinite; expected finite gradients'
       with self.assertRaisesRegex(ValueError, message):
         transform.init(fine, stats=statistics, grads=bad)
-    if jsp.masks(state):
+    # Masks that calibration chose do not follow gradients.
+    if jsp.masks(state) and not text.startswith(('optimal_brain', 'sparsegpt', 'wanda')):
       with self.assertRaisesRegex(ValueError, message):
         transform.update(latents, state, grads=bad)
 

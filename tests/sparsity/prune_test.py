@@ -86,7 +86,8 @@ class PruneTest(parameterized.TestCase):
     _, state = jsp.magnitude(0.8, distribution=jsp.erk).init(params)
     masks = jsp.masks(state)
     self.assertTrue(masks['a/kernel'].all())
-    self.assertEqual(int(masks['b/kernel'].sum()), round(0.2 * 1616 - 16))
+    # Of 16 and 1,600 at most 12 and 1,280 whole entries are zeros.
+    self.assertEqual(int(masks['b/kernel'].sum()), 4 + 320 - 16)
 
   def test_own_criterion_and_gradients(self):
     params, grads = kernel(3, 4), kernel(3, 4, seed=1)
