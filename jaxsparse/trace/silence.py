@@ -22,7 +22,8 @@ def silence(apply_fn: Callable, params: Any, *args, **kwargs) -> Any:
   """Zeroes biases, scales and shifts of channels that no input reaches any more.
 
   A channel (an entry of coupled axes) is silenced if some product makes zeros of it and nothing
-  else that depends on the inputs enters it; axes of the model's results are left alone. The function changes, to the one in which the channel
+  else that depends on the inputs enters it; axes of the model's results are left alone. The
+  function changes, to the one in which the channel
   is absent; compare `shrink` with this one. Weights that a product consumes are not touched.
 
   Args:

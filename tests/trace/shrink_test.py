@@ -53,7 +53,7 @@ def _zero(params, cuts):
   """Zeroes `{name: [(axis, entries)]}`."""
   def one(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    for axis, entries in cuts.get(name, []):
+    for axis, entries in cuts.get(name.removesuffix('/value'), []):
       x = x.at[(slice(None),) * axis + (entries,)].set(0)
     return x
   return jax.tree_util.tree_map_with_path(one, params)
