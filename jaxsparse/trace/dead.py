@@ -1,6 +1,6 @@
 """Finds the entries of coupled axes that add nothing to any sum."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def find(coupling: couplings.Coupling, program: jaxprs.Program) -> Dead:
     coupling: of the program.
     program: traced with concrete weights.
   """
-  _freeze_ends(coupling, program)
+  freeze_ends(coupling, program)
   weights = {n: np.array(v) for n, name, v in
              zip(coupling.ins, program.names, program.values) if name is not None}
   first = {n: zeros.of_array(v).zero for n, v in weights.items()}
@@ -76,7 +76,8 @@ def known_of(coupling: couplings.Coupling, program: jaxprs.Program, weights: dic
   return known
 
 
-def _freeze_ends(coupling, program):
+def freeze_ends(coupling: couplings.Coupling, program: jaxprs.Program) -> None:
+  """Keeps the axes of inputs and results, and those that nothing sums over."""
   for number, name in zip(coupling.ins, program.names):
     if name is None:
       for axis in range(len(coupling.shapes[number])):
@@ -87,7 +88,7 @@ def _freeze_ends(coupling, program):
         coupling.freeze(number, axis, 'an axis of an output')
   summed = {coupling.find(*total.axes[0]) for total in coupling.sums}
   summed |= {coupling.find(*n) for whole, parts in coupling.merges for n in (whole, *parts)}
-  for number, name in zip(coupling.ins, program.names):
+  for number in coupling.ins:
     for axis in range(len(coupling.shapes[number])):
       if coupling.find(number, axis) not in summed:
         coupling.freeze(number, axis, 'never summed over')
@@ -96,8 +97,9 @@ def _freeze_ends(coupling, program):
 def _labels(coupling, program):
   labels = {n: name for n, name in zip(coupling.ins, program.names) if name}
   for step in coupling.steps:
-    if step.eqn.primitive.name in LAYOUT and step.ins[0] in labels:
-      labels[step.outs[0]] = labels[step.ins[0]]
+    source = step.ins[0] if step.eqn.primitive.name in LAYOUT else None
+    if isinstance(source, int) and source in labels:
+      labels[step.outs[0]] = labels[source]
   return labels
 
 
@@ -117,6 +119,8 @@ def _round(coupling, known, labels):
   for node, drop in drops.items():
     if coupling.frozen(*node):
       drop[:] = False
+  _agree(coupling, drops)
+  for node, drop in drops.items():
     if drop.all():
       drop[:1] = False
       blocks.setdefault(node, []).append((~drop, 'all of the axis is dead, and one entry stays'))

@@ -35,12 +35,14 @@ class Relation(NamedTuple):
   merges: tuple[Merge, ...] = ()
 
 
-ELEMENTWISE = frozenset("""
-    abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy
-    copy_p cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log
-    log1p logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt
-    select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor add_any name
-    """.split())
+ELEMENTWISE = frozenset({
+    'abs', 'acos', 'acosh', 'add', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt',
+    'ceil', 'clamp', 'convert_element_type', 'copy', 'copy_p', 'cos', 'cosh', 'div', 'eq',
+    'erf', 'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'integer_pow',
+    'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt', 'max', 'min', 'mul', 'ne', 'neg',
+    'nextafter', 'not', 'or', 'pow', 'reduce_precision', 'rem', 'round', 'rsqrt', 'select_n',
+    'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'sub', 'tan', 'tanh', 'xor',
+    'add_any', 'name'})
 REDUCTIONS = frozenset({'reduce_sum', 'reduce_max', 'reduce_min', 'reduce_and', 'reduce_or',
                         'reduce_prod', 'argmax', 'argmin'})
 WINDOWS = frozenset({'reduce_window', 'reduce_window_sum', 'reduce_window_max',
@@ -237,10 +239,9 @@ def resized(eqn: Any, shapes: list[tuple], out: tuple) -> dict:
         new if new != old else size
         for size, old, new in zip(params['slice_sizes'], full, shapes[0]))
   elif name == 'conv_general_dilated' and params['feature_group_count'] != 1:
-    if eqn.invars[0].aval.shape != shapes[0]:
-      channels = params['dimension_numbers'].lhs_spec[1]
-      if eqn.invars[0].aval.shape[channels] != shapes[0][channels]:
-        params['feature_group_count'] = shapes[0][channels]
+    channels = params['dimension_numbers'].lhs_spec[1]
+    if eqn.invars[0].aval.shape[channels] != shapes[0][channels]:
+      params['feature_group_count'] = shapes[0][channels]
   return params
 
 

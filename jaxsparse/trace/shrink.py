@@ -152,7 +152,7 @@ def shrink(apply_fn: Callable, params: Any, *args, **kwargs) -> Shrunk:
 def _resized(number, name, coupling, found):
   before = coupling.shapes[number]
   kept, notes = [], []
-  for axis, size in enumerate(before):
+  for axis in range(len(before)):
     drop = found.drops.get(coupling.find(number, axis))
     kept.append(np.flatnonzero(~drop) if drop is not None and drop.any() else None)
     zero = found.zero[number][axis]

@@ -22,7 +22,8 @@ def silence(apply_fn: Callable, params: Any, *args, **kwargs) -> Any:
   """Zeroes biases, scales and shifts of channels that no input reaches any more.
 
   A channel (an entry of coupled axes) is silenced if some product makes zeros of it and nothing
-  else that depends on the inputs enters it. The function changes, to the one in which the channel
+  else that depends on the inputs enters it; axes of the model's results are left alone. The
+  function changes, to the one in which the channel
   is absent; compare `shrink` with this one. Weights that a product consumes are not touched.
 
   Args:
@@ -45,6 +46,7 @@ def silence(apply_fn: Callable, params: Any, *args, **kwargs) -> Any:
   params = formats.densify(params)
   program = jaxprs.trace(apply_fn, params, args, kwargs)
   coupling = couplings.Coupling(program.jaxpr)
+  dead.freeze_ends(coupling, program)
   weights = {n: v for n, name, v in zip(coupling.ins, program.names, program.values)
              if name is not None}
   known = dead.known_of(coupling, program, weights)
@@ -61,7 +63,7 @@ def silence(apply_fn: Callable, params: Any, *args, **kwargs) -> Any:
   for number in products:
     for axis, zero in enumerate(known[number].zero):
       node = coupling.find(number, axis)
-      if coupling.frozen(*node) is None or 'input' not in coupling.frozen(*node):
+      if not coupling.frozen(*node):
         silent[node] = silent.get(node, False) | (zero & ~varying[node])
   return _zeroed(params, coupling, program, silent, consumed)
 
@@ -69,7 +71,7 @@ def silence(apply_fn: Callable, params: Any, *args, **kwargs) -> Any:
 def _source(coupling, number):
   """The weight behind a value that layout operations made of it."""
   sources = {step.outs[0]: step.ins[0] for step in coupling.steps
-             if step.eqn.primitive.name in dead.LAYOUT}
+             if step.eqn.primitive.name in dead.LAYOUT and isinstance(step.ins[0], int)}
   while number in sources:
     number = sources[number]
   return number

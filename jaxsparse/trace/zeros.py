@@ -100,6 +100,9 @@ def _result(step, operands, shape):
         zero[axis] = zero[axis] | operands[i].zero[a]
         fixed[axis] = fixed[axis] | (operands[i].fixed[a] if len(step.ins) == 1
                                      else operands[i].zero[a])
+      if len(sources or ()) > 1:  # a batch axis or a depthwise channel: slice meets slice
+        both = np.logical_and.reduce([operands[i].fixed[a] for i, a in sources])
+        fixed[axis] = fixed[axis] | both
     _merge(step, operands, zero, 'zero')
     _merge(step, operands, fixed, 'fixed')
     if any(_is_zero(operands[i]) for i in range(min(len(operands), 2 if 'dot' in name
