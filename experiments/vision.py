@@ -1,7 +1,8 @@
 """Question: what does a compression cost an image classifier that learns under it?
 
-A CNN or a vision transformer learns real handwritten digits, from scratch, with the transform in
-place from the first step. The figure is the accuracy of the packed model on held-out images.
+A CNN, a vision transformer or LeNet-300-100 learns real handwritten digits, from scratch, with the
+transform in place from the first step. The figure is the accuracy of the packed model on held-out
+images.
 
 Command: python -m launch.run --experiment=vision --transform="rigl(0.9)"
 Expected, seed 0, in CPU-seconds that include compilation (2 shared x86_64 cores, jax 0.10.2,
@@ -46,7 +47,7 @@ class Config:
   """Everything that shapes a run.
 
   Attributes:
-    model: 'cnn' or 'vit'.
+    model: 'cnn', 'mlp' or 'vit'.
     data: 'digits' or 'mnist'.
     width: of the model; a multiple of 4, so that 2:4 fits every compressed layer.
     steps: optimizer steps.
@@ -86,6 +87,7 @@ _SIZES = {
   'smoke': Config(steps=150),
   'vit': Config(model='vit', width=64, steps=1500, rate=4e-3),
   'mnist': Config(data='mnist', steps=1200),
+  'mnist-mlp': Config(model='mlp', data='mnist', width=100, steps=800, rate=1e-2, shift=0),
   'mnist-vit': Config(model='vit', data='mnist', width=64, steps=1000, rate=4e-3),
 }
 
@@ -94,7 +96,9 @@ def get_config(arg: str = '') -> Config:
   """Returns the configuration of a size.
 
   Args:
-    arg: '' and 'vit' on digits, 'mnist' and 'mnist-vit' on MNIST, 'smoke' for half a minute.
+    arg: '' and 'vit' on digits; 'mnist', 'mnist-vit' and 'mnist-mlp' (LeNet-300-100, whose table of
+      prunings `experiments/benchmarks/pruning_quality.py` makes) on MNIST; 'smoke' for half a
+      minute.
 
   Raises:
     ValueError: for any other word.

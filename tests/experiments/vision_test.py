@@ -60,7 +60,7 @@ def test_config_refuses_what_it_does_not_know():
   with pytest.raises(ValueError, match=r"Sizes of vision are '', 'smoke', 'vit'.*; got 'vot'"):
     vision.get_config('vot')
   for changes, message in (
-    ({'model': 'mlp'}, "model: found 'mlp', expected one of 'cnn', 'vit'"),
+    ({'model': 'rnn'}, "model: found 'rnn', expected one of 'cnn', 'mlp', 'vit'"),
     ({'width': 18}, 'width: found 18, expected a multiple of 4'),
     ({'steps': -1}, 'steps: found -1'),
     ({'rate': 0.0}, 'rate: found 0.0'),
@@ -70,7 +70,7 @@ def test_config_refuses_what_it_does_not_know():
       _config(**changes)
 
 
-@pytest.mark.parametrize('model', ['cnn', 'vit'])
+@pytest.mark.parametrize('model', ['cnn', 'mlp', 'vit'])
 @pytest.mark.parametrize('data', ['digits', 'mnist'])
 def test_every_compressed_layer_takes_every_kind_of_transform(model, data):
   _images(data)
@@ -85,7 +85,7 @@ def test_every_compressed_layer_takes_every_kind_of_transform(model, data):
   assert jsp.flops(built.apply, weights, built.inputs).executed > 0
 
 
-@pytest.mark.parametrize('model', ['cnn', 'vit'])
+@pytest.mark.parametrize('model', ['cnn', 'mlp', 'vit'])
 def test_specs_split_weights_over_a_mesh_and_change_nothing(model):
   built = vision.build(_config(model=model, width=16))
   params = built.init()
