@@ -20,8 +20,9 @@ from jaxsparse.sparsity import regrowth
 from tests.laws import cases
 from tests.sparsity import oracles
 
-WORDS = [text for factory in TRANSFORMS
-         for text in [cases.guess(factory), *cases.ARGUMENTS.get(factory.__name__, [])]]
+# Each word once; the laws go through its further forms.
+WORDS = [cases.guess(factory) for factory in TRANSFORMS]
+WORDS += ['magnitude(0.5, distribution=pooled)', 'magnitude(0.5, pattern=block(2, 1))']
 RISES = 'magnitude(linear(0.75, start=1, end=2, every=1))'
 # Whose masks move at count 1, by values that a compiled step cannot refuse.
 MOVES = [RISES, 'magnitude(linear(0.25, initial=0.75, start=1, end=2, every=1))',

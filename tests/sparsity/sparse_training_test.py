@@ -1,5 +1,7 @@
 """What all sparse training methods share: edges, errors, and the cost of an ordinary step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +61,14 @@ class SparseTrainingTest(parameterized.TestCase):
     for bad in (np.nan, np.inf):
       with self.assertRaisesRegex(ValueError, 'a/kernel: 1 of 4 values are NaN or infinite'):
         transform.init({'a': {'kernel': jnp.asarray([[1.0, bad], [3.0, 4.0]])}})
-    # Inside a step nothing can be raised: a NaN ranks lowest, and counts stay exact.
     w = jnp.arange(1.0, 13.0).reshape(3, 4)
-    _, state = after_updates(transform, w, w.at[0].set(jnp.nan))
+    with self.assertRaisesRegex(ValueError, 'kernel: 4 of 12 gradients are NaN or infinite'):
+      after_updates(transform, w, w.at[0].set(jnp.nan))
+    # Inside a step nothing can be raised: a NaN ranks lowest, and counts stay exact.
+    update = jax.jit(functools.partial(transform.update, refresh=True))
+    params, state = transform.init({'kernel': w})
+    for _ in range(2):
+      state = update(params, state, grads={'kernel': w.at[0].set(jnp.nan)})
     self.assertEqual(int(jsp.masks(state)['kernel'].sum()), 3)
 
   @parameterized.parameters(*MASKED, 'soft_threshold()', 'l0()')

@@ -132,7 +132,7 @@ class ShrinkTest(parameterized.TestCase):
     got, _ = small_step(small.params, carried)
     chex.assert_trees_all_close(got, small.carry(want), atol=2e-5)
 
-  def test_every_stock_model_is_itself_when_nothing_is_dead(self):
+  def test_a_model_without_dead_parts_is_itself(self):
     for name in ('haiku_net', 'bare'):
       with self.subTest(name):
         apply, params, x = models.ALL[name]()
