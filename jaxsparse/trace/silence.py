@@ -37,7 +37,7 @@ def silence(apply_fn: Callable, params: Any, *args, **kwargs) -> Any:
 
   Example:
     >>> import jax.numpy as jnp
-    >>> fn = lambda p, x: jnp.tanh(x @ p['up'] + p['bias']) @ p['down']
+    >>> fn = lambda p, x: jnp.tanh(x @ p['up'] + p['bias'][None]) @ p['down']
     >>> up = jnp.ones((3, 4)).at[:, 1].set(0)
     >>> params = {'up': up, 'bias': jnp.ones(4), 'down': jnp.ones((4, 2))}
     >>> silence(fn, params, jnp.ones((5, 3)))['bias']

@@ -77,8 +77,8 @@ class CriteriaTest(parameterized.TestCase):
 
   @parameterized.parameters(float('nan'), float('inf'))
   def test_nan_gradients_name_the_weight(self, bad):
-    grads = {'a': G, 'b': G.at[1, 0].set(bad)}   # 0 * inf is NaN
-    with self.assertRaisesRegex(ValueError, r'b: 1 of 4 scores are NaN'):
+    grads = {'a': G, 'b': G.at[1, 0].set(bad)}
+    with self.assertRaisesRegex(ValueError, r'b: 1 of 4 gradients are NaN or infinite'):
       jsp.prune('snip', schedule=0.5).init({'a': W, 'b': W}, grads=grads)
 
   def test_random_depends_on_name_seed_and_count_and_keeps_exact_numbers(self):
