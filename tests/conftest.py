@@ -39,3 +39,6 @@ hypothesis.settings.register_profile(
   suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile('strict')
+
+# Records what another library answers, where that is installed; run by hand.
+collect_ignore = ['golden/jaxpruner_record.py']
