@@ -4,7 +4,7 @@ Floats map to unsigned integers in an order-preserving way; between two of them,
 scores above it and one with fewer, the search alternates between interpolating the counts and
 halving the interval, and ends as soon as a threshold has exactly k. Each pass reads the scores once
 and writes nothing: no sort buffer, one scalar all-reduce a pass under sharding, no reshape of the
-weight. At most 66 passes, 7 to 20 on the weights of a network. Ties go to the lowest row-major
+weight. At most 66 passes. Ties go to the lowest row-major
 index, by the same search over indices, run only where a tie straddles the threshold.
 
 Backends that flush denormal numbers treat them as zeros here as everywhere.

@@ -186,6 +186,13 @@ def every(steps: tuple | list):
     yield from every(step.inside)
 
 
+def merged(coupling: Coupling):
+  """Yields each merged axis with its parts, as classes, and the parts' sizes."""
+  for whole, parts in coupling.merges:
+    parts = [coupling.find(*p) for p in parts]
+    yield coupling.find(*whole), parts, [coupling.size(p) for p in parts]
+
+
 def settle(coupling: Coupling, drops: dict) -> None:
   """Carries what is dropped across merged axes, both ways, until nothing changes.
 
@@ -196,9 +203,7 @@ def settle(coupling: Coupling, drops: dict) -> None:
   changed = True
   while changed:
     changed = False
-    for whole, parts in coupling.merges:
-      whole, parts = coupling.find(*whole), [coupling.find(*p) for p in parts]
-      sizes = [coupling.size(p) for p in parts]
+    for whole, parts, sizes in merged(coupling):
       masks = [drops.get(p, np.zeros(n, bool)) for p, n in zip(parts, sizes)]
       before = drops.get(whole, np.zeros(coupling.size(whole), bool))
       found = relations.gathered(before, sizes)

@@ -133,9 +133,7 @@ def _agree(coupling, drops):
   changed = True
   while changed:
     changed = False
-    for whole, parts in coupling.merges:
-      whole, parts = coupling.find(*whole), [coupling.find(*p) for p in parts]
-      sizes = [coupling.size(p) for p in parts]
+    for whole, parts, sizes in couplings.merged(coupling):
       for part, able in zip(parts, relations.gathered(drops[whole], sizes)):
         if (drops[part] & ~able).any():
           drops[part], changed = drops[part] & able, True
