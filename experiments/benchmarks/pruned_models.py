@@ -14,11 +14,16 @@ from flax import linen
 
 
 class Case(NamedTuple):
-  """What a training step needs: `loss(params, *batch)`."""
+  """What a training step needs: `loss(params, *batch)`.
+
+  `weights` is the pattern of what is pruned, `fours` of those whose reduction axis 4 divides.
+  """
 
   params: Any
   loss: Callable
   batch: tuple
+  weights: str = '.*/(kernel|embedding)'
+  fours: str = '.*/(kernel|embedding)'
 
 
 class _Mlp(linen.Module):
@@ -68,7 +73,8 @@ def mlp() -> Case:
 def cnn() -> Case:
   """Returns the residual CNN on random images."""
   labels = jnp.arange(16) % 10
-  return _case(_Cnn(), jax.random.normal(jax.random.key(1), (16, 32, 32, 3)), labels)
+  case = _case(_Cnn(), jax.random.normal(jax.random.key(1), (16, 32, 32, 3)), labels)
+  return case._replace(fours='(?!Conv_0/).*/kernel')  # the stem reduces over 27
 
 
 def transformer() -> Case:

@@ -127,8 +127,7 @@ def chooser(pattern: patterns.Pattern, schedule: schedules.Schedule,
   def choose(scores, layouts, entry):
     if not shared:
       tables = kept_table(layouts, pattern, schedule, distribution)
-      kept = {k: jnp.asarray(table)[entry] for k, table in tables.items()}
-      return {k: pattern.on(layouts[k]).mask(s, kept[k]) for k, s in scores.items()}
+      return {k: _mask_at(pattern.on(layouts[k]), s, tables[k], entry) for k, s in scores.items()}
     _, sparsities = schedule.table()
     if isinstance(distribution, budgets.FlopsBudget):
       prices = distribution.prices(layouts)
@@ -141,6 +140,19 @@ def chooser(pattern: patterns.Pattern, schedule: schedules.Schedule,
     return dict(zip(scores, select.top_k_masks(ranks, kept)))
 
   return choose
+
+
+def _mask_at(pattern, scores, table, entry):
+  """The mask with `table[entry]` units a cell."""
+  if not isinstance(entry, jax.Array):
+    return pattern.mask(scores, int(table[entry]))
+  if pattern.fixed is None:
+    return pattern.mask(scores, jnp.asarray(table)[entry])
+  # A group's count is one of a few, and XLA:CPU vectorizes the ranks of n:m where it is a constant:
+  # 0.5 instead of 3.2 ms for 400 thousand weights.
+  counts, which = np.unique(table, return_inverse=True)
+  return jax.lax.switch(jnp.asarray(which)[entry],
+                        [lambda s, n=int(n): pattern.mask(s, n) for n in counts], scores)
 
 
 def _normalized(scores):
