@@ -12,27 +12,38 @@ from jaxsparse.core import weights
 from jaxsparse.numerics import packing
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['bits'], meta_fields=['size'])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['bits'], meta_fields=['size', 'axis'])
 @dataclasses.dataclass(frozen=True)
 class PackedMask:
   """A mask at rest, one bit an entry: what `packed_masks` keeps in a state.
 
   Attributes:
-    bits: uint8 `[..., ceil(size / 8)]`, the first entry of a row in the lowest bit.
-    size: entries of a row.
+    bits: uint8, the mask's shape but for one axis of `ceil(size / 8)`; the first of eight entries
+      is in the lowest bit.
+    size: entries along that axis.
+    axis: which one, counted from the end.
   """
 
   bits: jax.Array
   size: int
+  axis: int = -1
 
   @classmethod
   def pack(cls, mask: jax.Array) -> 'PackedMask':
-    """Packs a bool mask along its last axis, which is padded with zeros to whole bytes."""
-    return cls(packing.pack(mask, 1, axis=-1), mask.shape[-1])
+    """Packs a bool mask along the axis that whole bytes pad least, the last of equals."""
+    padding = lambda axis: -mask.shape[axis] % 8 / max(mask.shape[axis], 1)
+    axis = min(range(-1, -mask.ndim - 1, -1), key=padding)
+    return cls(packing.pack(mask, 1, axis=axis), mask.shape[axis], axis)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the mask."""
+    at = self.bits.ndim + self.axis
+    return (*self.bits.shape[:at], self.size, *self.bits.shape[at + 1:])
 
   def unpack(self) -> jax.Array:
     """The bool mask."""
-    return packing.unpack(self.bits, 1, self.size, axis=-1).astype(jnp.bool_)
+    return packing.unpack(self.bits, 1, self.size, axis=self.axis).astype(jnp.bool_)
 
 
 def is_packed(x: Any) -> bool:

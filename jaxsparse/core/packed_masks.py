@@ -1,7 +1,7 @@
 """`packed_masks`: the masks of any transform kept as one bit a weight.
 
-A bool array takes a byte an entry. Packed, eight entries of a row share one, so that a mask adds an
-eighth of a byte to a weight: 0.125 beside the 8 bytes of Adam's float32 moments.
+A bool array takes a byte an entry. Packed, eight entries along one axis share one, so that a mask
+adds an eighth of a byte to a weight: 0.125 beside the 8 bytes of Adam's float32 moments.
 """
 
 import jax
@@ -13,7 +13,10 @@ from jaxsparse.core import transform as transforms
 
 
 def packed_masks(transform: transforms.Transform) -> transforms.Transform:
-  """`transform` with every mask in its state packed eight to a byte along its last axis.
+  """`transform` with every mask in its state packed eight to a byte.
+
+  Along the axis that whole bytes pad least, so that `[784, 10]` takes one bit an entry as well; at
+  most 7 entries' bits are lost for each of the others', none where any axis is a multiple of 8.
 
   Masks and weights are those of `transform`, bit for bit; `masks`, `sparsity`, `realign`, `plan`
   and checkpoints see through the packing. `apply` unpacks in the program that uses the mask, and an
@@ -30,9 +33,9 @@ def packed_masks(transform: transforms.Transform) -> transforms.Transform:
 
   Example:
     >>> import jaxsparse as jsp
-    >>> _, state = packed_masks(jsp.nm(2, 4)).init({'kernel': jnp.ones((4, 20))})
+    >>> _, state = packed_masks(jsp.nm(2, 4)).init({'kernel': jnp.ones((16, 10))})
     >>> state.weights['kernel'].mask.bits.shape, jsp.masks(state)['kernel'].shape
-    ((4, 3), (4, 20))
+    ((2, 10), (16, 10))
   """
   if not isinstance(transform, transforms.Transform):
     raise TypeError(f'packed_masks takes a Transform, got {transform!r}; in text form, parse it '

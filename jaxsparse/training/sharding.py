@@ -65,7 +65,7 @@ def sharding_specs(transform: transforms.Transform, params: Any, specs: Any, *,
     transform: any transform.
     params: arrays or `jax.ShapeDtypeStruct`s.
     specs: a tree like `params` of `PartitionSpec`s.
-    mesh: the devices. With it packed masks are divided along their last axis too where each
+    mesh: the devices. With it packed masks are divided along their packed axis too where each
       device's part is whole bytes; without, along the others only.
     **extra: what `transform.init` takes besides.
 
@@ -176,12 +176,12 @@ def _owner(key, owner, layouts):
 def _derive_state(leaf, mesh, shape, spec, layout):
   if not masks.is_packed(leaf):
     return _derive(leaf, shape, spec, layout)
-  place = _derive(jax.ShapeDtypeStruct((*leaf.bits.shape[:-1], leaf.size), bool), shape, spec,
-                  layout)
-  given = place[-1] if len(place) else None
+  place = _derive(jax.ShapeDtypeStruct(leaf.shape, bool), shape, spec, layout)
+  at = len(leaf.shape) + leaf.axis
+  given = place[at] if len(place) else None
   parts = given if isinstance(given, tuple) else () if given is None else (given,)
   whole = mesh is not None and leaf.size % (8 * math.prod(mesh.shape[p] for p in parts)) == 0
-  return place if whole or given is None else PartitionSpec(*place[:-1], None)
+  return place if whole or given is None else PartitionSpec(*place[:at], None, *place[at + 1:])
 
 
 def _derive(leaf, shape, spec, layout) -> PartitionSpec:

@@ -58,7 +58,7 @@ class PackedMasksTest(parameterized.TestCase):
                                 jsp.densify(jsp.parse(text).pack(plain.params, plain.state)))
 
   @parameterized.parameters(*INNER)
-  def test_spells_and_takes_ceil_of_an_eighth_a_row(self, text):
+  def test_spells_and_takes_ceil_of_an_eighth_along_the_best_axis(self, text):
     transform = jsp.parse(f'packed_masks({text})')
     self.assertEqual(jsp.spell(transform), f'packed_masks({jsp.spell(jsp.parse(text))})')
     params = cases.make_tree(SHAPES, 'normal', 'float32')
@@ -69,9 +69,10 @@ class PackedMasksTest(parameterized.TestCase):
     self.assertFalse(any(x.dtype == bool for x in jax.tree.leaves(state)))
     for mask, packed in zip(bools, found):
       self.assertEqual(packed.bits.dtype, jnp.uint8)
-      self.assertEqual(packed.bits.shape, (*mask.shape[:-1], -(-mask.shape[-1] // 8)))
       np.testing.assert_array_equal(
-          packed.bits, np.packbits(np.asarray(mask), axis=-1, bitorder='little'))
+          packed.bits, np.packbits(np.asarray(mask), axis=packed.axis, bitorder='little'))
+      self.assertEqual(packed.bits.size, min(
+          -(-n // 8) * (mask.size // n) for n in mask.shape))   # the least of all axes
 
   @parameterized.parameters(*(t for t in INNER if 'straight' not in t))
   def test_an_ordinary_update_returns_the_very_bits(self, text):
@@ -151,11 +152,11 @@ class PackedMasksTest(parameterized.TestCase):
     chex.assert_trees_all_equal(*losses.values())
     spec = lambda name: places.state.weights[name].mask.bits.spec
     self.assertEqual(spec('a'), P('data', 'model'))
-    self.assertEqual(spec('b'), P('data', None))   # 12 entries are no whole bytes a device
+    self.assertEqual(spec('b'), P(None, 'model'))   # packed along 16, no whole bytes a device
     for name in params:
       bits = ts.state.weights[name].mask.bits
       self.assertTrue(bits.sharding.is_equivalent_to(places.state.weights[name].mask.bits, 2))
-    # Without a mesh nothing says how often the last axis would be divided.
+    # Without a mesh nothing says how often the packed axis would be divided.
     _, state = jsp.sharding_specs(transform, params, specs)
     self.assertEqual(state.weights['a'].mask.bits, P('data', None))
 
