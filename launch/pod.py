@@ -120,7 +120,13 @@ def plan(where: topology.Topology, rest: list[str]) -> int:
   config = _configure()
   mesh = aot.make_mesh(where, overlay.mesh_shape(_MESH.value))
   task = overlay.load(_EXPERIMENT.value).build(config)
-  program = loop.program(task, overlay.recipe(_TRANSFORM.value, task.weights), mesh)
+  transform = overlay.recipe(_TRANSFORM.value, task.weights)
+  if transform.spec.needs:
+    needs = ', '.join(sorted(transform.spec.needs))
+    raise ValueError(
+      f'--transform: {jsp.spell(transform)} judges weights by data ({needs}); a plan has none.'
+    )
+  program = loop.program(task, transform, mesh)
   counted = aot.count_flops(program)
   wanted = {'step': False, 'refresh': True}
   programs = {

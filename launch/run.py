@@ -30,6 +30,7 @@ from launch import programs
 from launch.hosts import distributed
 from launch.hosts import preemption
 from launch.hosts import pulse
+from launch.runs import evidence
 from launch.runs import ledger
 from launch.runs import loop
 from launch.runs import metrics
@@ -60,6 +61,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
   'checkpoint_every', 100, 'Steps between checkpoints; the last step is always saved.', 1
+)
+_CALIBRATION_BATCHES = flags.DEFINE_integer(
+  'calibration_batches',
+  8,
+  'First training batches shown to a transform that judges weights by data (wanda, snip, ...).',
+  1,
 )
 _KEEP = flags.DEFINE_integer(
   'keep', 3, 'Newest checkpoints kept; with 1 a damaged one has no older to fall back to.', 1
@@ -202,8 +209,11 @@ def _run(asked: Asked) -> int:
       transform = overlay.recipe(_TRANSFORM.value, task.weights)
       mesh = loop.make_mesh(asked.mesh)
       _check_batch(asked.config, task.steps, mesh)
-      program = loop.program(task, transform, mesh)
+      extra = evidence.gathered(task, transform, batches=_CALIBRATION_BATCHES.value)
+      program = loop.program(task, transform, mesh, **extra)
       described = rundir.describe(asked.experiment, _SIZE.value, asked.config, jsp.spell(transform))
+      if extra:
+        described['calibration_batches'] = _CALIBRATION_BATCHES.value
     except ValueError as error:
       return programs.refuse(_COMMAND, error)
     state = _agreed(lambda: _open(stack, workdir, described))

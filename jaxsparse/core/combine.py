@@ -237,4 +237,5 @@ def _joined(parts: tuple[Transform, ...], spelling: spell.Call) -> transforms.Sp
   due: Callable = lambda count: any(part.spec.due(count) for part in parts)
   return transforms.Spec(spelling, due, any(p.spec.restructures for p in parts), parts,
                          takes_formats=True, projects=all(p.spec.projects for p in parts),
-                         regrows=any(p.spec.regrows for p in parts))
+                         regrows=any(p.spec.regrows for p in parts),
+                         needs=frozenset().union(*(p.spec.needs for p in parts)))

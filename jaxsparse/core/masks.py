@@ -12,7 +12,8 @@ from jaxsparse.core import weights
 from jaxsparse.numerics import packing
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['bits'], meta_fields=['size', 'axis'])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['bits'],
+                   meta_fields=['size', 'axis'])
 @dataclasses.dataclass(frozen=True)
 class PackedMask:
   """A mask at rest, one bit an entry: what `packed_masks` keeps in a state.

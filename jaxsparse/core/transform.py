@@ -38,6 +38,9 @@ class Spec(NamedTuple):
     regrows: whether `update` may bring back what was pruned, which `realign` then sets to zero.
     final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
       schedule ends with, where the pattern allows them; None for what does not prune.
+    needs: what `init` cannot do without: `'stats'`, statistics of the observer `gram`, and the kind
+      of its `grads`: `'mean_gradient'`, `'rms_gradient'`, `'hessian_gradient'` or
+      `'flow_gradient'`, functions of `jaxsparse.criteria`.
   """
 
   spelling: Any = None
@@ -48,6 +51,7 @@ class Spec(NamedTuple):
   projects: bool = False
   regrows: bool = True
   final_masks: Callable | None = None
+  needs: frozenset[str] = frozenset()
 
 
 class Transform(NamedTuple):

@@ -66,7 +66,7 @@ def one_shot_masks(init, pattern: patterns.Pattern, sparsity: float,
       pack=lambda w, state, *, layout: pattern.pack(w, state.mask, layout.astype(w.dtype)))
   final = masking.final_masks(pattern, schedules.constant(sparsity), distributions.uniform)
   return parametrization.leafwise(story, spec=transforms.Spec(
-      spelling, projects=True, final_masks=final))
+      spelling, projects=True, final_masks=final, needs=frozenset(['stats'])))
 
 
 def check_pattern(word: str, pattern) -> None:

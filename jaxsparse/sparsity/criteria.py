@@ -142,9 +142,12 @@ def movement(w: jax.Array, *, grads) -> jax.Array:
   return -_product('movement', w, grads)
 
 
-# What a spelled form may say.
+# What a spelled form may say, and the kind of gradients each wants: a function below.
 KNOWN = {f.__name__: f for f in (
     magnitude, random, saliency, snip, grasp, synflow, fisher, movement)}
+GRADIENTS = {
+    saliency: 'mean_gradient', snip: 'mean_gradient', movement: 'mean_gradient',
+    grasp: 'hessian_gradient', synflow: 'flow_gradient', fisher: 'rms_gradient'}
 
 
 def as_criterion(value: Any) -> Callable:
@@ -163,6 +166,27 @@ def as_criterion(value: Any) -> Callable:
     raise ValueError(f'criterion must be a function (w, *, grads, stats) -> scores or one of '
                      f'{", ".join(KNOWN)}; got {value!r}.')
   return value
+
+
+def mean_gradient(loss_fn: Callable, params: Any, batches: Iterable) -> Any:
+  """`E[g]` over batches, for `saliency`, `snip` and `movement`.
+
+  Args:
+    loss_fn: `(params, *batch) -> loss`.
+    params: floating arrays.
+    batches: tuples of a loss's further arguments, at least one.
+
+  Returns:
+    A tree like `params`, float32.
+
+  Raises:
+    ValueError: there are no batches.
+
+  Example:
+    >>> mean_gradient(lambda p, x: p['w'] * x, {'w': 1.0}, [(1.0,), (7.0,)])['w'].item()
+    4.0
+  """
+  return _mean('mean_gradient', loss_fn, params, batches, lambda g: g)
 
 
 def hessian_gradient(loss_fn: Callable, params: Any, *args) -> Any:
@@ -222,12 +246,16 @@ def rms_gradient(loss_fn: Callable, params: Any, batches: Iterable) -> Any:
     >>> rms_gradient(lambda p, x: p['w'] * x, {'w': 1.0}, [(1.0,), (7.0,)])['w'].item()
     5.0
   """
+  return jax.tree.map(jnp.sqrt, _mean('rms_gradient', loss_fn, params, batches, jnp.square))
+
+
+def _mean(word, loss_fn, params, batches, of):
   slope = jax.jit(jax.grad(loss_fn))
   total, count = None, 0
   for batch in batches:
-    squares = jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), slope(params, *batch))
-    total = squares if total is None else jax.tree.map(jnp.add, total, squares)
+    found = jax.tree.map(lambda g: of(g.astype(jnp.float32)), slope(params, *batch))
+    total = found if total is None else jax.tree.map(jnp.add, total, found)
     count += 1
   if not count:
-    raise ValueError('rms_gradient needs at least one batch, got none.')
-  return jax.tree.map(lambda x: jnp.sqrt(x / count), total)
+    raise ValueError(f'{word} needs at least one batch, got none.')
+  return jax.tree.map(lambda x: x / count, total)

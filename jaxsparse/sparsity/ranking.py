@@ -12,6 +12,7 @@ from jaxsparse.core import schedules
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
 from jaxsparse.numerics import hashing
+from jaxsparse.sparsity import criteria
 from jaxsparse.sparsity import masking
 from jaxsparse.sparsity import patterns
 
@@ -82,8 +83,10 @@ def ranked(criterion: Callable, schedule: schedules.Schedule, pattern: patterns.
     new = lambda: renew(ws, states, layouts, count, grads)
     return new() if refresh else jax.lax.cond(schedule.when.due(count), new, lambda: states)
 
+  kind = criteria.GRADIENTS.get(criterion) if sparsities[0] else None
   spec = transforms.Spec(spelling, schedule.due, projects=True, regrows=bool(falls.any()),
-                         final_masks=masking.final_masks(pattern, schedule, distribution))
+                         final_masks=masking.final_masks(pattern, schedule, distribution),
+                         needs=frozenset([kind] if kind else []))
   return weights.treewise(init, masking.apply_masks, update, masking.pack_masked(pattern),
                           spec=spec)
 

@@ -104,8 +104,14 @@ def make_mesh(sizes: dict[str, int]) -> jax.sharding.Mesh:
   return jax.make_mesh(shape, tuple(sizes), axis_types=auto)
 
 
-def program(task: Any, transform: jsp.Transform, mesh: jax.sharding.Mesh) -> Program:
+def program(task: Any, transform: jsp.Transform, mesh: jax.sharding.Mesh, **extra) -> Program:
   """Lays a task out on a mesh; allocates and compiles nothing yet.
+
+  Args:
+    task: an experiment's `Task`.
+    transform: what compresses it.
+    mesh: from `make_mesh`.
+    **extra: what `transform.init` needs besides, as `evidence.gathered` returns.
 
   Raises:
     ValueError: from the transform (nothing matches, a pattern does not divide), or from the specs.
@@ -115,12 +121,14 @@ def program(task: Any, transform: jsp.Transform, mesh: jax.sharding.Mesh) -> Pro
   specs = jax.tree.map(lambda _: PartitionSpec(), weights)
   if task.specs is not None and mesh.size > 1:
     specs = task.specs(weights)
-  places = jsp.train_shardings(transform, task.tx, weights, specs, mesh, axes=axes)
+  places = jsp.train_shardings(transform, task.tx, weights, specs, mesh, axes=axes, **extra)
 
   def loss_fn(params, batch, key, position):
     return task.loss(params, batch, jax.random.fold_in(jax.random.wrap_key_data(key), position))
 
-  create = lambda: jsp.TrainState.create(transform, task.tx, task.init, shardings=places, axes=axes)
+  create = lambda: jsp.TrainState.create(
+    transform, task.tx, task.init, shardings=places, axes=axes, **extra
+  )
   abstract = jax.eval_shape(lambda: create()[:3])
   placed = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places[:3]
