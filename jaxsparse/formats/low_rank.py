@@ -11,7 +11,7 @@ from jaxsparse.formats import format as formats
 from jaxsparse.numerics import axes
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['u', 'v', 'base'],
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['u', 'v', 'base', 'gain'],
                    meta_fields=['layout'])
 @dataclasses.dataclass(frozen=True)
 class LowRankArray(formats.Format):
@@ -22,17 +22,21 @@ class LowRankArray(formats.Format):
     v: `[*batch, rank, O]`.
     layout: of the dense weight.
     base: None, or the matrix `[*batch, R, O]` added, an array or a format.
+    gain: None, or what each column of the sum is multiplied by, `[*batch, 1, O]` (DoRA).
   """
 
   u: jax.Array
   v: jax.Array
   layout: axes.Layout
   base: Any = None
+  gain: jax.Array | None = None
 
   def dense_matrix(self):
     product = self.u @ self.v
     if self.base is not None:
       product = formats.densify(self.base) + product
+    if self.gain is not None:
+      product = product * self.gain
     return product.astype(self.dtype)
 
   def _saves(self) -> bool:
@@ -42,6 +46,8 @@ class LowRankArray(formats.Format):
   def matmul(self, x):
     dtype = jnp.result_type(x, self.dtype)
     u, v = self.u.astype(dtype), self.v.astype(dtype)
+    if self.gain is not None:
+      return dataclasses.replace(self, gain=None).matmul(x) * self.gain.astype(dtype)
     if self.base is not None:
       own = formats.is_format(self.base)
       return (self.base.matmul(x) if own else x @ self.base.astype(dtype)) + (x @ u) @ v
@@ -52,7 +58,7 @@ class LowRankArray(formats.Format):
     out_axis, *reduced = rhs_spec
     roles = self.layout.axes
     return (feature_group_count == batch_group_count == 1 and not self.layout.batch
-            and self.base is None and roles.output == (out_axis,)
+            and self.base is None and self.gain is None and roles.output == (out_axis,)
             and set(roles.reduction) == set(reduced) and self._saves())
 
   def merge_multiply_adds(self):
@@ -82,7 +88,8 @@ class LowRankArray(formats.Format):
 
   def take(self, ids):
     """Rows of an embedding table; None when axis 0 is not the reduction axis."""
-    if self.layout.axes != axes.DimensionNumbers((0,), (1,)) or self.base is not None:
+    bare = self.base is None and self.gain is None
+    if self.layout.axes != axes.DimensionNumbers((0,), (1,)) or not bare:
       return None
     rows = self.u[jnp.clip(ids, 0, self.shape[0] - 1)]
     return (rows @ self.v).astype(self.dtype)
