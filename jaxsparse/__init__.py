@@ -8,6 +8,7 @@ from jaxsparse import formats
 from jaxsparse.core.combine import at
 from jaxsparse.core.combine import chain
 from jaxsparse.core.combine import rules
+from jaxsparse.core.frozen import frozen
 from jaxsparse.core.masks import MaskState
 from jaxsparse.core.masks import PackedMask
 from jaxsparse.core.masks import ViewState
@@ -54,6 +55,7 @@ from jaxsparse.lowrank import pissa
 from jaxsparse.lowrank import rslora
 from jaxsparse.lowrank import unmerge
 from jaxsparse.optimizers import WrapState
+from jaxsparse.optimizers import lora_plus
 from jaxsparse.optimizers import masked_adaptive_clip
 from jaxsparse.optimizers import masked_clip
 from jaxsparse.optimizers import masked_decay
@@ -143,11 +145,13 @@ from jaxsparse.training import hidden_distillation
 from jaxsparse.training import keep_blocks
 from jaxsparse.training import keep_layers
 from jaxsparse.training import layer_change
+from jaxsparse.training import load_adapter
 from jaxsparse.training import lottery
 from jaxsparse.training import optimizer_specs
 from jaxsparse.training import restage
 from jaxsparse.training import restore_checkpoint
 from jaxsparse.training import rewind
+from jaxsparse.training import save_adapter
 from jaxsparse.training import save_checkpoint
 from jaxsparse.training import sharding_specs
 from jaxsparse.training import train_shardings

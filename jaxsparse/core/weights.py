@@ -130,7 +130,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
 
   def view(params, state):
-    leaves, rebuild, entries, found = _matched(params, state)
+    leaves, rebuild, entries, found = matched(params, state)
     layouts = {k: entry.layout for k, entry in entries.items()}
     stored = {k: x if formats.is_format(x) else None for k, x in found.items()}
     latents = {k: to_matrices(formats.densify(x), layouts[k]) for k, x in found.items()}
@@ -148,7 +148,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
 
   def t_update(params, state, *, grads=None, refresh=None, **extra):
     if update is None:
-      _matched(params, state)
+      matched(params, state)
       weights = state.weights
     else:
       *_, layouts, _, latents, states = view(params, state)
@@ -213,7 +213,7 @@ def _check_finite(arrays, word):
                        f'expected {expected}.')
 
 
-def _matched(params, state):
+def matched(params, state):
   """Leaves of `params`, the function that rebuilds them, active entries, and what they found.
 
   Raises:

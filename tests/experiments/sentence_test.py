@@ -152,7 +152,7 @@ def test_what_is_trained_on_is_not_evaluated(params):
 
 
 def test_config_refuses_what_it_does_not_know():
-  with pytest.raises(ValueError, match="Sizes of sentence are '', 'smoke', 'recover'; got 'x'"):
+  with pytest.raises(ValueError, match="Sizes of sentence are '', 'smoke', 'recover', 'adapt'; got 'x'"):
     sentence.get_config('x')
   for changes, message in (
     ({'synsets': 2001}, 'synsets: found 2001, expected an integer of at least 10 and at most 2000'),
