@@ -39,12 +39,17 @@ from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
 from jaxsparse.numerics.axes import DimensionNumbers
+from jaxsparse.lowrank import AdaLora
 from jaxsparse.lowrank import Dora
 from jaxsparse.lowrank import Lora
 from jaxsparse.lowrank import LowRank
+from jaxsparse.lowrank import adalora
+from jaxsparse.lowrank import asvd
 from jaxsparse.lowrank import choose_adapters
 from jaxsparse.lowrank import dora
+from jaxsparse.lowrank import export_peft
 from jaxsparse.lowrank import gaussian
+from jaxsparse.lowrank import import_peft
 from jaxsparse.lowrank import loftq
 from jaxsparse.lowrank import lora
 from jaxsparse.lowrank import low_rank
@@ -53,6 +58,7 @@ from jaxsparse.lowrank import mix_adapters
 from jaxsparse.lowrank import over_rank
 from jaxsparse.lowrank import pissa
 from jaxsparse.lowrank import rslora
+from jaxsparse.lowrank import svd_llm
 from jaxsparse.lowrank import unmerge
 from jaxsparse.optimizers import WrapState
 from jaxsparse.optimizers import lora_plus

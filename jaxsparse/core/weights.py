@@ -97,7 +97,8 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
       and grads are dicts by key, or None.
     apply: `({key: latents}, {key: state}, *, layouts, count) -> {key: matrix or format}`.
     update: `({key: latents}, {key: state}, *, layouts, count, grads, refresh) -> {key: state}`.
-    pack: like `apply`, offered `stored` too: {key: format an earlier stage packed to, or None}.
+    pack: like `apply`, offered `stored` too: {key: format an earlier stage packed to, or latents
+      with such formats in them, or None}.
     spec: what is static.
 
   Returns:
@@ -132,7 +133,8 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
   def view(params, state):
     leaves, rebuild, entries, found = matched(params, state)
     layouts = {k: entry.layout for k, entry in entries.items()}
-    stored = {k: x if formats.is_format(x) else None for k, x in found.items()}
+    holds = lambda x: any(map(formats.is_format, jax.tree.leaves(x, is_leaf=formats.is_format)))
+    stored = {k: x if holds(x) else None for k, x in found.items()}
     latents = {k: to_matrices(formats.densify(x), layouts[k]) for k, x in found.items()}
     states = {k: to_matrices(state.weights[k], layouts[k]) for k in entries}
     return leaves, rebuild, layouts, stored, latents, states

@@ -62,12 +62,21 @@ class Adapter(NamedTuple):
 
   def lift(self, init: Callable, view: Callable, spelling: spell.Call,
            seed: int) -> transforms.Transform:
-    """The Transform of `init(w, ...) -> (latents, held)` and `view(latents, base, layout)`."""
-    def apply(latents, held, *, layout):
-      return view(latents, self.base(held), layout)
+    """The Transform of an adapter.
 
-    def pack(latents, held, *, layout):
-      return view(latents, self.frozen.pack(names.Frozen(), held), layout)
+    Args:
+      init: `(w, ...) -> (latents, state)`; the state has a field `base`, or is the base, as held.
+      view: `(latents, state, base, layout) -> LowRankArray`.
+      spelling: its spelled form.
+      seed: of the weights' keys.
+    """
+    held = lambda state: getattr(state, 'base', state)
+
+    def apply(latents, state, *, layout):
+      return view(latents, state, self.base(held(state)), layout)
+
+    def pack(latents, state, *, layout):
+      return view(latents, state, self.frozen.pack(names.Frozen(), held(state)), layout)
 
     return parametrization.leafwise(
         parametrization.Parametrization(init, apply, pack=pack), seed=seed,

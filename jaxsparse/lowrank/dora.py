@@ -62,7 +62,7 @@ def dora(rank: int = 8, *, alpha: float = 16.0, base: transforms.Transform | Non
     norms = _column_norms(adapter.sum(a, b, adapter.base(held), layout))
     return Dora(a, b, norms.astype(w.dtype)), held
 
-  def view(latents, base, layout):
+  def view(latents, state, base, layout):
     made = adapter.sum(latents.a, latents.b, base, layout)
     norms = jax.lax.stop_gradient(_column_norms(made))
     some = norms > 0

@@ -62,5 +62,7 @@ def lora(rank: int = 8, *, alpha: float = 16.0, base: transforms.Transform | Non
     a, b, held = adapter.begin(w, seed, {'stats': stats, 'grads': grads, 'name': name})
     return Lora(a, b), held
 
-  return adapter.lift(init, lambda latents, base, layout: adapter.sum(*latents, base, layout),
-                      spelling, seed)
+  def view(latents, state, base, layout):
+    return adapter.sum(*latents, base, layout)
+
+  return adapter.lift(init, view, spelling, seed)

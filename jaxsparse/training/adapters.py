@@ -3,8 +3,11 @@
 import pathlib
 from typing import Any
 
+import jax
+
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
+from jaxsparse.core import weights
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import low_rank
 from jaxsparse.training import fingerprints
@@ -40,7 +43,7 @@ def save_adapter(directory: Any, transform: transforms.Transform, params: Any,
   """
   bases = _base_prints(transform, params, state)
   with stores.CheckpointStore(directory, transform, keep=None) as store:
-    store.save(0, _latents(params), extra={'bases': bases})
+    store.save(0, _latents(_settled(params, state)), extra={'bases': bases})
     store.wait()
   return pathlib.Path(directory)
 
@@ -76,6 +79,16 @@ def load_adapter(directory: Any, transform: transforms.Transform, params: Any, s
 
 def _latents(params) -> dict[str, Any]:
   return {leaf.key: leaf.value for leaf in names.named_leaves(params)[0] if ':' in leaf.key}
+
+
+def _settled(params, state):
+  """Latents that need no state but the base: what a state has pruned is zero in them."""
+  is_state = lambda x: isinstance(x, weights.WeightsState)
+  states = {key: value for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)
+            for key, value in node.weights.items() if hasattr(value, 'settled')}
+  nodes, rebuild = names.named_leaves(params, stop=set(states))
+  return rebuild([states[node.key].settled(node.value) if node.key in states else node.value
+                  for node in nodes])
 
 
 def _base_prints(transform, params, state) -> dict[str, list[int]]:

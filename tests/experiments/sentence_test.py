@@ -152,12 +152,14 @@ def test_what_is_trained_on_is_not_evaluated(params):
 
 
 def test_config_refuses_what_it_does_not_know():
-  with pytest.raises(ValueError, match="Sizes of sentence are '', 'smoke', 'recover', 'adapt'; got 'x'"):
+  sizes = "Sizes of sentence are '', 'smoke', 'recover', 'adapt'; got 'x'"
+  with pytest.raises(ValueError, match=sizes):
     sentence.get_config('x')
   for changes, message in (
     ({'synsets': 2001}, 'synsets: found 2001, expected an integer of at least 10 and at most 2000'),
     ({'batch_size': 1}, 'batch_size: found 1, expected an integer of at least 2'),
     ({'rate': -1.0}, 'rate: found -1.0'),
+    ({'train': 'none'}, "train: found 'none'"),
   ):
     with pytest.raises(ValueError, match=message):
       dataclasses.replace(sentence.get_config(), **changes)
