@@ -150,7 +150,8 @@ def _check(betas, orthogonality):
 def _slope(p):
   """The gradient of `|P^T P - I|^2`."""
   transposed = jnp.swapaxes(p, -1, -2)
-  return 4 * p @ (transposed @ p - jnp.eye(p.shape[-1], dtype=p.dtype))
+  product = transposed @ p
+  return 4 * p @ (product - jnp.broadcast_to(jnp.eye(p.shape[-1], dtype=p.dtype), product.shape))
 
 
 def _observed(latents, state, grad, scale, betas):

@@ -71,7 +71,8 @@ def loftq(steps: int = 5) -> Start:
 
   Li et al., "LoftQ" (arXiv:2310.08659), algorithm 1: from A = 0, Q <- base(W - A), then
   A = s a b <- best approximation of W - Q of that rank. After one step the model is never farther
-  from W than the base alone is.
+  from W than the base alone is. With a base that prunes it is low rank plus a sparse residual:
+  `lora(8, base=magnitude(0.9), start=loftq())`.
 
   Args:
     steps: alternations; 5 in the paper.

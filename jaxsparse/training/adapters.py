@@ -28,8 +28,9 @@ def save_adapter(directory: Any, transform: transforms.Transform, params: Any,
     The directory.
 
   Raises:
-    ValueError: no weight shows a base with an adapter, the directory has an adapter already, or a
-      latent is not finite; SaveError: it could not be written.
+    ValueError: no weight shows a base with an adapter, a stage to its left compresses the factors
+      themselves (their masks would be lost: use `save_checkpoint`), the directory has an adapter
+      already, or a latent is not finite; SaveError: it could not be written.
 
   Example:
     >>> import tempfile, jax.numpy as jnp, jaxsparse as jsp
@@ -42,6 +43,10 @@ def save_adapter(directory: Any, transform: transforms.Transform, params: Any,
     [[1.0, 1.0]]
   """
   bases = _base_prints(transform, params, state)
+  inside = sorted(names.name_of(key) for key in _states(state) if ':' in key)
+  if inside:
+    raise ValueError(f'{inside[0]}: an adapter whose factors are compressed themselves is not '
+                     'saved alone; save it with its state, by save_checkpoint.')
   with stores.CheckpointStore(directory, transform, keep=None) as store:
     store.save(0, _latents(_settled(params, state)), extra={'bases': bases})
     store.wait()
@@ -83,12 +88,17 @@ def _latents(params) -> dict[str, Any]:
 
 def _settled(params, state):
   """Latents that need no state but the base: what a state has pruned is zero in them."""
-  is_state = lambda x: isinstance(x, weights.WeightsState)
-  states = {key: value for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)
-            for key, value in node.weights.items() if hasattr(value, 'settled')}
+  states = {key: value for key, value in _states(state).items() if hasattr(value, 'settled')}
   nodes, rebuild = names.named_leaves(params, stop=set(states))
   return rebuild([states[node.key].settled(node.value) if node.key in states else node.value
                   for node in nodes])
+
+
+def _states(state) -> dict[str, Any]:
+  """What the stages of a transform remember, by key; not what a base remembers inside."""
+  is_state = lambda x: isinstance(x, weights.WeightsState)
+  return {key: value for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)
+          for key, value in node.weights.items()}
 
 
 def _base_prints(transform, params, state) -> dict[str, list[int]]:

@@ -147,7 +147,8 @@ class LawsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       'magnitude(0.0)', 'nm(4, 4)', 'rigl(0.0)', 'low_rank(1.0)', 'low_rank(8)', 'clustered(128)',
-      'lora(4)', 'dora(4)', 'lora(2, start=pissa())', 'asvd(8)', 'frozen()', 'identity()', 'magnitude(0.0, pattern=block(2, 2))',
+      'lora(4)', 'dora(4)', 'lora(2, start=pissa())', 'asvd(8)', 'frozen()', 'identity()',
+      'magnitude(0.0, pattern=block(2, 2))',
       'wanda(0.0)', 'sparsegpt(0.0)', 'optimal_brain(0.0)', 'static(0.0)',
       'sparse_evolution(0.0)', 'snfs(0.0)', 'top_kast(0.0)', 'straight_through(0.0)', 'ac_dc(0.5)',
       'sr_ste(4, 4)', 'soft_threshold()', 'movement(linear(0.5, end=2))')

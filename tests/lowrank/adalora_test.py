@@ -114,7 +114,7 @@ class AdaLoraTest(parameterized.TestCase):
   @parameterized.parameters(
       ({'rank': 0}, 'rank must be'), ({'schedule': 0.5}, 'schedule must say when'),
       ({'betas': (1.0, 0.5)}, 'betas must be'), ({'betas': 0.5}, 'betas must be'),
-      ({'orthogonality': -1}, 'orthogonality must be'), ({'schedule': 'cubic'}, 'schedule'))
+      ({'orthogonality': -1}, 'orthogonality must be'), ({'schedule': 'cubic'}, 'sparsity must be'))
   def test_bad(self, changes, message):
     arguments = {'rank': 4, 'schedule': jsp.at_step(3, 0.5)} | changes
     with self.assertRaisesRegex(ValueError, message):

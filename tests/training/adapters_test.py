@@ -53,6 +53,22 @@ class AdaptersTest(absltest.TestCase):
       pruned = jsp.nm(2, 4)
       with self.assertRaisesRegex(ValueError, 'No weight shows an adapter'):
         jsp.save_adapter(directory, pruned, *pruned.init(params()))
+      inside = jsp.parse('magnitude(0.5) | lora(2)')
+      with self.assertRaisesRegex(ValueError, 'one/kernel/a: .*by save_checkpoint'):
+        jsp.save_adapter(directory, inside, *inside.init(params()))
+
+  def test_what_adalora_pruned_is_not_saved(self):
+    weights = {'kernel': params()['two']['kernel']}
+    transform = jsp.adalora(4, schedule=jsp.at_step(0, 0.5))
+    latents, fresh = transform.init(weights)
+    latents = jax.tree.map(lambda x: x + 1, latents)
+    state = transform.update(latents, fresh, grads=weights)
+    self.assertEqual(int(state.weights['kernel'].kept.sum()), 2)
+    with tempfile.TemporaryDirectory() as directory:
+      jsp.save_adapter(directory, transform, latents, state)
+      found = jsp.load_adapter(directory, transform, latents, fresh)
+    chex.assert_trees_all_close(jsp.merge(transform, found, fresh),
+                                jsp.merge(transform, latents, state), atol=1e-5)
 
 
 if __name__ == '__main__':
