@@ -35,3 +35,32 @@ def warm_adamw(
     },
     jsp.label({'(.*/)?step_size': 'steps', '.*': 'weights'}),
   )
+
+
+def adapters_only(
+  tx: optax.GradientTransformation, weights: str
+) -> optax.GradientTransformation:
+  """`tx` on what a transform put inside the weights, such as LoRA's factors; all else stays.
+
+  What stays has no moments either.
+
+  Args:
+    tx: an optimizer.
+    weights: pattern of the names of the weights.
+
+  Returns:
+    An optimizer of the latents.
+  """
+  labels = jsp.label({f'{weights}/.+': 'inside', '.*': 'outside'})
+
+  def checked(latents):
+    found = labels(latents)
+    # optax also asks for the state of a tree without leaves
+    if jax.tree.leaves(found) and 'inside' not in jax.tree.leaves(found):
+      raise ValueError(
+        f'Nothing to train: the transform puts nothing inside {weights!r}; expected one that does, '
+        'such as lora(8, base=nm(2, 4)).'
+      )
+    return found
+
+  return optax.partition({'inside': tx, 'outside': optax.set_to_zero()}, checked)

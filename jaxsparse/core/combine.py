@@ -37,7 +37,7 @@ def chain(*stages: Transform) -> Transform:
   _check_transforms('chain', stages)
   flat = []
   for stage in stages:
-    flat.extend(stage.spec.parts if _is_chain(stage) else [] if _is_identity(stage) else [stage])
+    flat.extend(stage.spec.parts if _is(stage, '|') else [] if _is(stage, 'identity') else [stage])
   if len(flat) < 2:
     return flat[0] if flat else transforms.identity()
   parts = tuple(flat)
@@ -143,7 +143,7 @@ def rules(pairs: list[tuple[str, Transform]]) -> Transform:
 
   Args:
     pairs: `[(pattern, transform), ...]`. Every weight must be covered, or the last rule be
-      `('.*', identity())`; every rule but that one must match a weight.
+      `('.*', identity())` or `('.*', frozen())`; every rule but that one must match a weight.
 
   Returns:
     A Transform whose state is the tuple of the rules' states.
@@ -173,7 +173,7 @@ def rules(pairs: list[tuple[str, Transform]]) -> Transform:
     states = []
     for i, (pattern, transform) in enumerate(pairs):
       hit = {key for key, rule in first.items() if rule == i}
-      if not (_is_identity(transform) and i == len(pairs) - 1):
+      if not (_is(transform, 'identity', 'frozen') and i == len(pairs) - 1):
         _check_selected(pattern, transform, leaves, hit)
       params, state = weights.init_selected(transform, params, hit, extra | {'grads': grads})
       states.append(state)
@@ -189,7 +189,8 @@ def rules(pairs: list[tuple[str, Transform]]) -> Transform:
 def _check_selected(pattern, transform, leaves, hit):
   if not hit:
     raise names.no_match(pattern, [leaf.name for leaf in leaves])
-  if not _is_identity(transform) and not any(leaf.is_weight for leaf in leaves if leaf.key in hit):
+  if not _is(transform, 'identity', 'frozen') and not any(
+      leaf.is_weight for leaf in leaves if leaf.key in hit):
     found = ', '.join(f'{leaf.name} {_kind(leaf.value)}' for leaf in leaves if leaf.key in hit)
     raise ValueError(f'{pattern!r} matches no weight that can be compressed: expected floating '
                      f'arrays of rank 2 or more, found {found}.')
@@ -205,14 +206,9 @@ def _check_transforms(word: str, given) -> None:
       raise TypeError(f'{word} takes Transforms, got {transform!r}; in text form, parse it first.')
 
 
-def _is_identity(transform: Transform) -> bool:
+def _is(transform: Transform, *words: str) -> bool:
   spelling = transform.spec.spelling
-  return isinstance(spelling, spell.Call) and spelling.name == 'identity'
-
-
-def _is_chain(transform: Transform) -> bool:
-  spelling = transform.spec.spelling
-  return isinstance(spelling, spell.Call) and spelling.name == '|'
+  return isinstance(spelling, spell.Call) and spelling.name in words
 
 
 def _states(parts, state):

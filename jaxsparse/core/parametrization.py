@@ -24,7 +24,8 @@ class Parametrization(NamedTuple):
     apply: `(latents, state, *, count, seed, layout) -> w`, a matrix or a format.
     update: `(latents, state, *, count, seed, grads, refresh) -> state`; None keeps the state.
     pack: `(latents, state, *, layout, stored) -> format or matrix`; None means `apply`. `stored`
-      is the format an earlier stage of a chain packed this weight to, or None.
+      is the format an earlier stage of a chain packed this weight to, or the latents where it
+      packed some of those to formats, or None.
   """
 
   init: Callable

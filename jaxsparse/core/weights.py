@@ -97,7 +97,8 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
       and grads are dicts by key, or None.
     apply: `({key: latents}, {key: state}, *, layouts, count) -> {key: matrix or format}`.
     update: `({key: latents}, {key: state}, *, layouts, count, grads, refresh) -> {key: state}`.
-    pack: like `apply`, offered `stored` too: {key: format an earlier stage packed to, or None}.
+    pack: like `apply`, offered `stored` too: {key: format an earlier stage packed to, or latents
+      with such formats in them, or None}.
     spec: what is static.
 
   Returns:
@@ -130,9 +131,10 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
 
   def view(params, state):
-    leaves, rebuild, entries, found = _matched(params, state)
+    leaves, rebuild, entries, found = matched(params, state)
     layouts = {k: entry.layout for k, entry in entries.items()}
-    stored = {k: x if formats.is_format(x) else None for k, x in found.items()}
+    holds = lambda x: any(map(formats.is_format, jax.tree.leaves(x, is_leaf=formats.is_format)))
+    stored = {k: x if holds(x) else None for k, x in found.items()}
     latents = {k: to_matrices(formats.densify(x), layouts[k]) for k, x in found.items()}
     states = {k: to_matrices(state.weights[k], layouts[k]) for k in entries}
     return leaves, rebuild, layouts, stored, latents, states
@@ -148,7 +150,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
 
   def t_update(params, state, *, grads=None, refresh=None, **extra):
     if update is None:
-      _matched(params, state)
+      matched(params, state)
       weights = state.weights
     else:
       *_, layouts, _, latents, states = view(params, state)
@@ -213,7 +215,7 @@ def _check_finite(arrays, word):
                        f'expected {expected}.')
 
 
-def _matched(params, state):
+def matched(params, state):
   """Leaves of `params`, the function that rebuilds them, active entries, and what they found.
 
   Raises:

@@ -1,5 +1,6 @@
 """How a packed weight is stored and multiplied. A new format: one file and one line here."""
 
+from jaxsparse.formats.adapters import AdaptersArray
 from jaxsparse.formats.bitmask import BitmaskArray
 from jaxsparse.formats.block import BlockArray
 from jaxsparse.formats.codebook import CodebookArray
@@ -16,8 +17,10 @@ from jaxsparse.formats.low_rank import LowRankArray
 from jaxsparse.formats.nm import NMArray
 from jaxsparse.formats.packed import PackedInts
 from jaxsparse.formats.quantized import QArray
+from jaxsparse.formats.quantized import QuantizedScale
 
 __all__ = [
-    'BitmaskArray', 'BlockArray', 'CodebookArray', 'Cost', 'Format', 'LowRankArray', 'NMArray',
-    'PackedInts', 'QArray', 'can_dot', 'convolve', 'densify', 'dot', 'is_format', 'nbytes', 'take',
+    'AdaptersArray', 'BitmaskArray', 'BlockArray', 'CodebookArray', 'Cost', 'Format',
+    'LowRankArray', 'NMArray', 'PackedInts', 'QArray', 'QuantizedScale', 'can_dot', 'convolve',
+    'densify', 'dot', 'is_format', 'nbytes', 'take',
 ]

@@ -11,28 +11,32 @@ from jaxsparse.formats import format as formats
 from jaxsparse.numerics import axes
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['u', 'v', 'base'],
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['u', 'v', 'base', 'gain'],
                    meta_fields=['layout'])
 @dataclasses.dataclass(frozen=True)
 class LowRankArray(formats.Format):
   """A product of two thin matrices, added to a base where there is one (LoRA).
 
   Attributes:
-    u: `[*batch, R, rank]`.
-    v: `[*batch, rank, O]`.
+    u: `[*batch, R, rank]`, an array or a format.
+    v: `[*batch, rank, O]`, likewise.
     layout: of the dense weight.
     base: None, or the matrix `[*batch, R, O]` added, an array or a format.
+    gain: None, or what each column of the sum is multiplied by, `[*batch, 1, O]` (DoRA).
   """
 
-  u: jax.Array
-  v: jax.Array
+  u: Any
+  v: Any
   layout: axes.Layout
   base: Any = None
+  gain: jax.Array | None = None
 
   def dense_matrix(self):
-    product = self.u @ self.v
+    product = formats.densify(self.u) @ formats.densify(self.v)
     if self.base is not None:
       product = formats.densify(self.base) + product
+    if self.gain is not None:
+      product = product * self.gain
     return product.astype(self.dtype)
 
   def _saves(self) -> bool:
@@ -42,17 +46,19 @@ class LowRankArray(formats.Format):
   def matmul(self, x):
     dtype = jnp.result_type(x, self.dtype)
     u, v = self.u.astype(dtype), self.v.astype(dtype)
+    if self.gain is not None:
+      return dataclasses.replace(self, gain=None).matmul(x) * self.gain.astype(dtype)
     if self.base is not None:
       own = formats.is_format(self.base)
-      return (self.base.matmul(x) if own else x @ self.base.astype(dtype)) + (x @ u) @ v
-    return (x @ u) @ v if self._saves() else x @ self.dense_matrix().astype(dtype)
+      return (self.base.matmul(x) if own else x @ self.base.astype(dtype)) + _thin(x, u, v)
+    return _thin(x, u, v) if self._saves() else x @ self.dense_matrix().astype(dtype)
 
   def convolves(self, rhs_spec, feature_group_count=1, batch_group_count=1) -> bool:
     """Whether `convolve` multiplies factor by factor: no groups, no base, matching roles."""
     out_axis, *reduced = rhs_spec
     roles = self.layout.axes
     return (feature_group_count == batch_group_count == 1 and not self.layout.batch
-            and self.base is None and roles.output == (out_axis,)
+            and self.base is None and self.gain is None and roles.output == (out_axis,)
             and set(roles.reduction) == set(reduced) and self._saves())
 
   def merge_multiply_adds(self):
@@ -69,12 +75,13 @@ class LowRankArray(formats.Format):
     dtype = jnp.result_type(x, self.dtype)
     rank = self.u.shape[-1]
     narrow = [rank if a == out_axis else n for a, n in enumerate(self.shape)]
-    u = axes.Layout(tuple(narrow), dtype, roles).from_matrix(self.u.astype(dtype))
+    u = axes.Layout(tuple(narrow), dtype, roles).from_matrix(formats.densify(self.u).astype(dtype))
     hidden = jax.lax.conv_general_dilated(
         x, u, dimension_numbers=names, rhs_dilation=rhs_dilation, **params)
     point = [1] * self.ndim
     point[out_axis], point[names.rhs_spec[1]] = self.shape[out_axis], rank
-    v = axes.Layout(tuple(point), dtype, roles).from_matrix(self.v.astype(hidden.dtype))
+    v = formats.densify(self.v).astype(hidden.dtype)
+    v = axes.Layout(tuple(point), dtype, roles).from_matrix(v)
     still = {k: p for k, p in params.items() if k in ('precision', 'preferred_element_type')}
     return jax.lax.conv_general_dilated(
         hidden, v, (1,) * (self.ndim - 2), 'VALID',
@@ -82,10 +89,11 @@ class LowRankArray(formats.Format):
 
   def take(self, ids):
     """Rows of an embedding table; None when axis 0 is not the reduction axis."""
-    if self.layout.axes != axes.DimensionNumbers((0,), (1,)) or self.base is not None:
+    bare = self.base is None and self.gain is None
+    if self.layout.axes != axes.DimensionNumbers((0,), (1,)) or not bare:
       return None
-    rows = self.u[jnp.clip(ids, 0, self.shape[0] - 1)]
-    return (rows @ self.v).astype(self.dtype)
+    rows = formats.densify(self.u)[jnp.clip(ids, 0, self.shape[0] - 1)]
+    return (rows @ formats.densify(self.v)).astype(self.dtype)
 
   def multiply_adds(self, rows):
     r, o = self.layout.matrix_shape[-2:]
@@ -100,3 +108,9 @@ class LowRankArray(formats.Format):
     # Factors too thick to pay are multiplied out first.
     dense = rows * self.size
     return formats.Cost(dense + self.size * self.u.shape[-1], dense)
+
+
+def _thin(x, u, v):
+  """`(x @ u) @ v`, each factor an array or a format."""
+  times = lambda x, w: w.matmul(x) if formats.is_format(w) else x @ w
+  return times(times(x, u), v)

@@ -52,3 +52,29 @@ def inverse_cholesky(gram: jax.Array, damping: float) -> jax.Array:
   lower = jnp.linalg.cholesky(jnp.flip(gram + identity * added[..., None, :], (-2, -1)))
   inverse = jax.lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
   return jnp.triu(jnp.flip(inverse, (-2, -1)))
+
+
+@jax.jit
+def square_roots(gram: jax.Array, damping: float) -> tuple[jax.Array, jax.Array]:
+  """S and its inverse, S symmetric with `S S = gram + damping mean(diag) I`.
+
+  By eigenvalues, so that a Gram of few rows or dead inputs is no failure: where it says nothing,
+  the damping stands.
+
+  Args:
+    gram: float32 `[..., R, R]`, symmetric and positive semidefinite.
+    damping: a positive fraction of the mean diagonal.
+
+  Returns:
+    float32 `[..., R, R]` each.
+
+  Example:
+    >>> root, inverse = square_roots(jnp.diag(jnp.array([4.0, 0.0])), 1e-6)
+    >>> root.round(2).tolist(), float(inverse[0, 0])
+    ([[2.0, 0.0], [0.0, 0.0]], 0.499...)
+  """
+  mean = jnp.diagonal(gram, axis1=-2, axis2=-1).mean(-1, keepdims=True)
+  values, vectors = jnp.linalg.eigh(gram)
+  root = jnp.sqrt(jnp.maximum(values, 0) + damping * jnp.where(mean > 0, mean, 1.0))
+  back = jnp.swapaxes(vectors, -1, -2)
+  return (vectors * root[..., None, :]) @ back, (vectors / root[..., None, :]) @ back

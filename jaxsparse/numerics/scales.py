@@ -26,19 +26,30 @@ def absmax(w: jax.Array, limit: float, *, granularity: str, group: int | None = 
   Returns:
     float32 `[..., 1, 1]`, `[..., 1, O]` or `[..., ceil(R / group), O]`.
   """
+  scale = _peaks(w, granularity, group) * np.float32(1.0 / limit)
+  return jnp.where(scale >= _TINY, scale, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=('limit', 'granularity', 'group'))
+def used(w: jax.Array, limit: float, *, granularity: str, group: int | None = None) -> jax.Array:
+  """Which cells `absmax` found something in, bool like its result; the others' scale is free."""
+  return _peaks(w, granularity, group) * np.float32(1.0 / limit) >= _TINY
+
+
+# A peak so small that its scale underflows is as good as zero.
+_TINY = np.finfo(np.float32).tiny
+
+
+def _peaks(w, granularity, group):
   magnitude = jnp.abs(w.astype(jnp.float32))
   if granularity == 'tensor':
-    peak = magnitude.max((-2, -1), keepdims=True, initial=0.0)
-  elif granularity == 'channel':
-    peak = magnitude.max(-2, keepdims=True, initial=0.0)
-  else:
-    rows, outputs = w.shape[-2:]
-    padding = [(0, 0)] * (w.ndim - 2) + [(0, -rows % group), (0, 0)]
-    cells = jnp.pad(magnitude, padding).reshape(*w.shape[:-2], -1, group, outputs)
-    peak = cells.max(-2)
-  scale = peak * np.float32(1.0 / limit)
-  # A peak so small that its scale underflows is as good as zero.
-  return jnp.where(scale >= np.finfo(np.float32).tiny, scale, 1.0)
+    return magnitude.max((-2, -1), keepdims=True, initial=0.0)
+  if granularity == 'channel':
+    return magnitude.max(-2, keepdims=True, initial=0.0)
+  rows, outputs = w.shape[-2:]
+  padding = [(0, 0)] * (w.ndim - 2) + [(0, -rows % group), (0, 0)]
+  cells = jnp.pad(magnitude, padding).reshape(*w.shape[:-2], -1, group, outputs)
+  return cells.max(-2)
 
 
 def expand(scale: jax.Array, rows: int, group: int | None) -> jax.Array:

@@ -1,5 +1,6 @@
 """Where transforms meet optax: the wrapper, and optimizer states that follow the weights."""
 
+from jaxsparse.optimizers.lora_plus import lora_plus
 from jaxsparse.optimizers.masked import masked_adaptive_clip
 from jaxsparse.optimizers.masked import masked_clip
 from jaxsparse.optimizers.masked import masked_decay
@@ -10,6 +11,6 @@ from jaxsparse.optimizers.wrap import WrapState
 from jaxsparse.optimizers.wrap import wrap
 
 __all__ = [
-    'WrapState', 'masked_adaptive_clip', 'masked_clip', 'masked_decay', 'masked_rms_clip',
-    'masked_updates', 'realign', 'wrap',
+    'WrapState', 'lora_plus', 'masked_adaptive_clip', 'masked_clip', 'masked_decay',
+    'masked_rms_clip', 'masked_updates', 'realign', 'wrap',
 ]

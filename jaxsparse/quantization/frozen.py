@@ -24,11 +24,29 @@ def check_granularity(granularity: str, group: int | None) -> int | None:
   return group
 
 
-def on_grid(grid: grids.Grid, granularity: str,
-            group: int | None) -> parametrization.Parametrization:
-  """A weight whose codes on `grid` are its state."""
+def check_double_quantize(value) -> int | None:
+  """Scales that share a second scale, or None: True is the 256 of QLoRA's paper.
+
+  Raises:
+    ValueError: it is neither a bool nor a positive integer.
+  """
+  if isinstance(value, bool):
+    return 256 if value else None
+  if not isinstance(value, int) or value < 1:
+    raise ValueError('double_quantize must be True, False or how many scales share a second one, '
+                     f'got {value!r}.')
+  return value
+
+
+def on_grid(grid: grids.Grid, granularity: str, group: int | None,
+            scale_group: int | None = None) -> parametrization.Parametrization:
+  """A weight whose codes on `grid` are its state; `scale_group` scales share a second one."""
   def init(w, *, layout):
-    scale = scales.absmax(w, grid.limit, granularity=granularity, group=group)
+    cells = {'granularity': granularity, 'group': group}
+    scale = scales.absmax(w, grid.limit, **cells)
+    if scale_group is not None:
+      scale = quantized.QuantizedScale.encode(
+          scale, scales.used(w, grid.limit, **cells), scale_group)
     plain = layout.astype(w.dtype)
     return names.Frozen(), quantized.QArray.encode(w, scale, plain, grid, group)
 

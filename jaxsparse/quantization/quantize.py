@@ -7,9 +7,9 @@ from jaxsparse.numerics import grids
 from jaxsparse.quantization import frozen
 
 
-def quantize(dtype: str, *, granularity: str = 'channel',
-             group: int | None = None) -> transforms.Transform:
-  """Rounds weights to a grid once; arguments and errors as in `fake_quantize`.
+def quantize(dtype: str, *, granularity: str = 'channel', group: int | None = None,
+             double_quantize: bool | int = False) -> transforms.Transform:
+  """Rounds weights to a grid once; arguments as in `fake_quantize`, `double_quantize` as in `nf4`.
 
   Example:
     >>> import jax.numpy as jnp, jaxsparse as jsp
@@ -19,5 +19,6 @@ def quantize(dtype: str, *, granularity: str = 'channel',
   """
   spelling = spell.call(quantize, locals())
   p = frozen.on_grid(grids.grid(dtype), granularity,
-                     frozen.check_granularity(granularity, group))
+                     frozen.check_granularity(granularity, group),
+                     frozen.check_double_quantize(double_quantize))
   return parametrization.leafwise(p, spec=transforms.Spec(spelling, restructures=True))

@@ -1,5 +1,7 @@
 """Drivers: one backward pass, the training step, structure changes, sharding, checkpoints."""
 
+from jaxsparse.training.adapters import load_adapter
+from jaxsparse.training.adapters import save_adapter
 from jaxsparse.training.checkpoint import restore_checkpoint
 from jaxsparse.training.checkpoint import save_checkpoint
 from jaxsparse.training.distill import distillation
@@ -28,7 +30,7 @@ from jaxsparse.training.writer import SaveError
 __all__ = [
     'CheckpointStore', 'NoCheckpoint', 'NonFiniteError', 'Restored', 'SaveError', 'Ticket',
     'TrainState', 'digest', 'distillation', 'fingerprint', 'hidden_distillation', 'keep_blocks',
-    'keep_layers', 'layer_change', 'lottery', 'optimizer_specs', 'restage', 'restore_checkpoint',
-    'rewind', 'save_checkpoint', 'sharding_specs', 'train_shardings', 'train_step',
-    'value_and_grad',
+    'keep_layers', 'layer_change', 'load_adapter', 'lottery', 'optimizer_specs', 'restage',
+    'restore_checkpoint', 'rewind', 'save_adapter', 'save_checkpoint', 'sharding_specs',
+    'train_shardings', 'train_step', 'value_and_grad',
 ]

@@ -7,10 +7,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxsparse as jsp
 from experiments import minilm
+from experiments import optimizers
 from experiments import packaged
 from experiments import sentence
 from experiments import wordnet
@@ -152,12 +154,14 @@ def test_what_is_trained_on_is_not_evaluated(params):
 
 
 def test_config_refuses_what_it_does_not_know():
-  with pytest.raises(ValueError, match="Sizes of sentence are '', 'smoke', 'recover'; got 'x'"):
+  sizes = "Sizes of sentence are '', 'smoke', 'recover', 'adapt'; got 'x'"
+  with pytest.raises(ValueError, match=sizes):
     sentence.get_config('x')
   for changes, message in (
     ({'synsets': 2001}, 'synsets: found 2001, expected an integer of at least 10 and at most 2000'),
     ({'batch_size': 1}, 'batch_size: found 1, expected an integer of at least 2'),
     ({'rate': -1.0}, 'rate: found -1.0'),
+    ({'train': 'none'}, "train: found 'none'"),
   ):
     with pytest.raises(ValueError, match=message):
       dataclasses.replace(sentence.get_config(), **changes)
@@ -188,3 +192,47 @@ def test_training_brings_pruned_weights_to_the_answers_of_a_batch(params):
     ts, loss, _ = step(ts, built.batch(0), jax.random.key(index))
     losses.append(float(loss))
   assert losses[-1] < 0.9 * losses[0]
+
+
+_ADAPTED = r'layer_\d/.*kernel'
+
+
+def test_lora_trains_two_percent_and_keeps_moments_of_as_much(params):
+  transform = jsp.rules([(_ADAPTED, jsp.parse('lora(8, base=nf4(double_quantize=True))')),
+                         ('.*', jsp.frozen())])
+  latents, state = jax.eval_shape(transform.init, params)
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  share = count(latents) / count(params)
+  assert 0.01 < share <= 0.02
+  moments = lambda tree: jsp.nbytes(jax.eval_shape(optax.adam(1e-3).init, tree))
+  assert moments(latents) / moments(params) == pytest.approx(share, rel=1e-4)
+  packed = jax.eval_shape(transform.pack, latents, state)
+  bases = [packed[f'layer_{i}'][name]['kernel'].base
+           for i in range(minilm.LAYERS) for name in ('query', 'out', 'mlp_in', 'mlp_out')]
+  assert all(base.nbytes / base.size <= 0.53 for base in bases)
+  # The optimizer of the experiment sees what `frozen` would leave it, whatever the rest is.
+  config = dataclasses.replace(sentence.get_config('adapt'), steps=10)
+  tx = optimizers.adapters_only(optimizers.warm_adamw(config.rate, steps=config.steps), _ADAPTED)
+  latents, _ = jax.eval_shape(jsp.at(_ADAPTED, jsp.lora(8)).init, params)
+  assert jsp.nbytes(jax.eval_shape(tx.init, latents)) == pytest.approx(
+    share * moments(params), rel=1e-3)
+  with pytest.raises(ValueError, match='Nothing to train'):
+    tx.init(params)
+
+
+@pytest.mark.slow
+def test_an_adapter_recovers_half_of_what_pruning_cost(params):
+  """About 5 CPU-minutes: 100 steps on glosses of concepts that are not asked for."""
+  _installed()
+  config = dataclasses.replace(sentence.get_config('adapt'), synsets=500)
+  built = sentence.build(config)
+  transform = jsp.at(built.weights, jsp.parse('lora(8, base=nm(2, 4))'))
+  ts = jsp.TrainState.create(transform, built.tx, built.init())
+  before = built.evaluate(transform.pack(ts.params, ts.state))
+  step = jsp.train_step(built.loss, built.tx, transform, has_aux=True)
+  for index in range(built.steps):
+    ts, _, _ = step(ts, built.batch(index), jax.random.key(index))
+  after = built.evaluate(transform.pack(ts.params, ts.state))
+  print(f'R@1: dense {before["dense_accuracy"]:.3f}, 2:4 {before["accuracy"]:.3f}, '
+        f'adapted {after["accuracy"]:.3f}')
+  assert after['accuracy'] - before['accuracy'] >= -0.5 * before['difference'] > 0

@@ -52,6 +52,50 @@ class Nf4Test(parameterized.TestCase):
       twice = transform.apply(*transform.init(once))
       np.testing.assert_allclose(twice['kernel'], once['kernel'], rtol=1e-6)
 
+  @parameterized.parameters(('nf4(group=64, double_quantize=True)', 384, 0.517),
+                            ('nf4(group=64, double_quantize=256)', 1536, 0.517),
+                            ("quantize('int4', granularity='group', group=64, "
+                             'double_quantize=True)', 384, 0.517))
+  def test_double_quantization(self, text, outputs, most_bytes):
+    rng = np.random.default_rng(0)
+    w = (rng.normal(size=(128, outputs)) * np.exp(rng.normal(size=outputs))).astype(np.float32)
+    w[64:, 7] = 0   # a cell of zeros must not widen the range that its neighbours share
+    transform = jsp.parse(text)
+    state = transform.init({'kernel': jnp.asarray(w)})[1].weights['kernel']
+    self.assertLess(state.nbytes / w.size, most_bytes)
+    limit = 1.0 if 'nf4' in text else 7.0
+    plain = np.abs(w.reshape(2, 64, -1)).max(1) / limit
+    live = plain > 0
+    for start in range(0, outputs, 256):   # each group's range, in numpy, decides its precision
+      part = np.s_[:, start:start + 256]
+      logs = np.log(np.where(live, plain, np.nan))[part]
+      half = (np.nanmax(logs, 1) - np.nanmin(logs, 1)) / 510
+      error = np.abs(np.log(np.asarray(state.scales)[part]) - logs)
+      self.assertTrue((np.nanmax(error, 1) <= half + 1e-6).all())
+    out = np.asarray(state.todense())
+    step = 0.16 if 'nf4' in text else 0.5   # half of the widest gap of the grid, in scales
+    bound = np.repeat(plain, 64, 0) * (step + 0.02 * limit)
+    self.assertTrue((np.abs(out - w) <= bound).all())
+    self.assertEqual(np.abs(out[64:, 7]).max(), 0)
+
+  def test_double_quantization_of_zeros_a_stack_and_bfloat16(self):
+    values = np.random.default_rng(1).normal(size=(3, 6, 5)).astype(np.float32)
+    values[1] = 0
+    for transform, dtype in (
+        (jsp.nf4(group=4, double_quantize=2), jnp.bfloat16),
+        (jsp.quantize('int8', granularity='tensor', double_quantize=True), jnp.float32)):
+      view = jax.jit(lambda w, t=transform: t.apply(*t.init({'kernel': w}))['kernel'])
+      out = view(jnp.asarray(values, dtype))
+      self.assertEqual(out.dtype, dtype)
+      out = np.asarray(out, np.float32)
+      self.assertEqual(np.abs(out[1]).max(), 0)
+      np.testing.assert_allclose(out, values, atol=0.4)
+
+  @parameterized.parameters(0, -3, 2.5, None, '256')
+  def test_bad_double_quantization(self, value):
+    with self.assertRaisesRegex(ValueError, 'double_quantize must be'):
+      jsp.nf4(double_quantize=value)
+
   @parameterized.parameters(0, -1, 2.0, True, None)
   def test_bad(self, group):
     with self.assertRaisesRegex(ValueError, 'group'):

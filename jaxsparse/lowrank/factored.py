@@ -1,0 +1,56 @@
+"""What methods that replace a weight by two factors after training share."""
+
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.core import parametrization
+from jaxsparse.core import transform as transforms
+from jaxsparse.formats import format as formats
+from jaxsparse.formats import low_rank as low_rank_format
+from jaxsparse.lowrank.low_rank import LowRank  # the room's `low_rank` is the factory
+from jaxsparse.numerics import linalg
+
+
+def check_rank(rank) -> None:
+  """Raises ValueError where `rank` is neither a positive integer nor a fraction in (0, 1]."""
+  integer = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+  if not integer and not (isinstance(rank, float) and 0 < rank <= 1):
+    raise ValueError(f'a rank must be a positive integer or a fraction in (0, 1], got {rank!r}.')
+
+
+def weighted(w: jax.Array, rank, left: Callable, back: Callable) -> LowRank:
+  """The factors of the best approximation in a weighted norm: `|A (W - u v)|`.
+
+  By Eckart and Young's theorem for `A W`: its truncated SVD, taken back by the inverse of A.
+
+  Args:
+    w: `[*batch, R, O]`.
+    rank: an int, cut to the full rank, or a fraction of it.
+    left: `m -> A m`, float32.
+    back: `m -> A^-1 m`.
+  """
+  full = min(w.shape[-2:])
+  r = max(round(rank * full), 1) if isinstance(rank, float) else min(rank, full)
+  u, v = linalg.truncated_svd(left(w.astype(jnp.float32)), r)
+  limit = float(jnp.finfo(w.dtype).max)
+  narrow = lambda x: jnp.clip(x, -limit, limit).astype(w.dtype)
+  return LowRank(narrow(back(u)), narrow(v))
+
+
+def lift(init: Callable, spelling: Any) -> transforms.Transform:
+  """The Transform of `init(w, *, stats, layout) -> (LowRank, state)`; factors train on from there.
+
+  A format that a stage to the left packed a factor to is stored as it is.
+  """
+  def product(u, v, layout):
+    return low_rank_format.LowRankArray(u, v, layout.astype(u.dtype))
+
+  def pack(latents, state, *, layout, stored):
+    return product(*(latents if stored is None or formats.is_format(stored) else stored), layout)
+
+  return parametrization.leafwise(
+      parametrization.Parametrization(
+          init, lambda latents, state, *, layout: product(*latents, layout), pack=pack),
+      spec=transforms.Spec(spelling, restructures=True))
