@@ -24,6 +24,7 @@ class Adapter(NamedTuple):
     scaling: `(alpha, rank) -> scale`.
     start: where the factors start.
     frozen: the base, with nothing left to train.
+    needs: `Spec.needs` of the base.
   """
 
   rank: int
@@ -31,6 +32,7 @@ class Adapter(NamedTuple):
   scaling: Callable[[float, int], float]
   start: starts.Start
   frozen: parametrization.Parametrization
+  needs: frozenset[str]
 
   def scale(self, rank: int) -> float:
     """The factor of a difference of that rank."""
@@ -80,7 +82,7 @@ class Adapter(NamedTuple):
 
     return parametrization.leafwise(
         parametrization.Parametrization(init, apply, pack=pack), seed=seed,
-        spec=transforms.Spec(spelling, restructures=True))
+        spec=transforms.Spec(spelling, restructures=True, needs=self.needs))
 
 
 def checked(rank, alpha, base, scaling, start, seed) -> Adapter:
@@ -105,5 +107,6 @@ def checked(rank, alpha, base, scaling, start, seed) -> Adapter:
   if start.needs_scale and alpha <= 0:
     raise ValueError(f'{spell.spell_value(start)} divides by the scale, so alpha must be '
                      f'positive, got {alpha!r}.')
-  story = parametrization.of_transform(base or transforms.identity())
-  return Adapter(rank, alpha, scaling, start, parametrization.freeze(story))
+  base = base or transforms.identity()
+  return Adapter(rank, alpha, scaling, start,
+                 parametrization.freeze(parametrization.of_transform(base)), base.spec.needs)

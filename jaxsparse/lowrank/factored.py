@@ -53,4 +53,4 @@ def lift(init: Callable, spelling: Any) -> transforms.Transform:
   return parametrization.leafwise(
       parametrization.Parametrization(
           init, lambda latents, state, *, layout: product(*latents, layout), pack=pack),
-      spec=transforms.Spec(spelling, restructures=True))
+      spec=transforms.Spec(spelling, restructures=True, needs=frozenset(['stats'])))

@@ -46,6 +46,8 @@ class EvidenceTest(parameterized.TestCase):
     ("prune('grasp', schedule=0.5)", ('hessian_gradient',)),
     ("packed_masks(prune('synflow', schedule=0.5))", ('flow_gradient',)),
     ("at('kernel', wanda(0.5))", ('stats',)),
+    ('lora(4, base=wanda(0.5))', ('stats',)),
+    ('svd_llm(4)', ('stats',)),
     (
       "rules([('a', sparsegpt(0.5)), ('.*', prune('saliency', schedule=0.5))])",
       ('mean_gradient', 'stats'),
