@@ -52,8 +52,10 @@ from jaxsparse.optimizers import realign
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
 from jaxsparse.quantization import fake_quantize
+from jaxsparse.quantization import gptq
 from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
+from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
 from jaxsparse.recipes import parse
 from jaxsparse.recipes import words

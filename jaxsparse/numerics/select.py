@@ -132,6 +132,34 @@ def top_k_masks(scores: list[jax.Array], k) -> list[jax.Array]:
   return _select(scores, k, None)
 
 
+@functools.partial(jax.jit, static_argnames='axes')
+def kth_largest(x: jax.Array, k, *, axes: tuple[int, ...]) -> jax.Array:
+  """The `k`-th largest value of each slice, the axes of a slice kept as 1.
+
+  Args:
+    x: floating, any shape; fewer than 2^31 entries in a slice, none of them NaN.
+    k: an integer array broadcastable against the slices, from 1 to their size.
+    axes: the axes of a slice.
+
+  Returns:
+    float32.
+
+  Example:
+    >>> kth_largest(jnp.array([[3., 1., 2.]]), jnp.array([[2]]), axes=(1,)).tolist()
+    [[2.0]]
+  """
+  x = x.astype(jnp.float32)
+  axes = tuple(a % x.ndim for a in axes)
+  slices = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+  k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), slices)
+  reach = lambda key: _count(x >= _of_key(key), axes, True)
+  low, high = x.min(axes, keepdims=True), x.max(axes, keepdims=True)
+  total = jnp.full(slices, math.prod(x.shape[a] for a in axes), jnp.int32)
+  key, _ = _search(reach, k, _key(low), _key(high) + 1, total, jnp.zeros_like(k))
+  # The threshold may lie between two values.
+  return jnp.where(x >= _of_key(key), x, jnp.inf).min(axes, keepdims=True)
+
+
 # Compiled by shape, so that calls outside jit do not compile anew.
 @functools.partial(jax.jit, static_argnames='axes')
 def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[jax.Array]:

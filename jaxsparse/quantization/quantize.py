@@ -1,14 +1,16 @@
 """Post-training quantization, round to nearest: codes and scales in state, nothing to train."""
 
+from typing import Any
+
 from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.numerics import grids
 from jaxsparse.quantization import frozen
+from jaxsparse.quantization import scheme as schemes
 
 
-def quantize(dtype: str, *, granularity: str = 'channel',
-             group: int | None = None) -> transforms.Transform:
+def quantize(dtype: str, *, granularity: str | None = None, group: Any = None,
+             scale: Any = None) -> transforms.Transform:
   """Rounds weights to a grid once; arguments and errors as in `fake_quantize`.
 
   Example:
@@ -18,6 +20,5 @@ def quantize(dtype: str, *, granularity: str = 'channel',
     ({'kernel': Frozen()}, [[7.0], [1.0]])
   """
   spelling = spell.call(quantize, locals())
-  p = frozen.on_grid(grids.grid(dtype), granularity,
-                     frozen.check_granularity(granularity, group))
+  p = frozen.on_grid(schemes.scheme(dtype, granularity, group, scale))
   return parametrization.leafwise(p, spec=transforms.Spec(spelling, restructures=True))

@@ -15,6 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.core import calibration
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.numerics import linalg
@@ -53,7 +54,7 @@ def optimal_brain(sparsity: float | None = None, *, pattern: patterns.Pattern | 
   sparsity = calibrated.target(sparsity, pattern)
   spelling = spell.call(optimal_brain, locals())
   calibrated.check_pattern('optimal_brain', pattern)
-  calibrated.check_damping(damping)
+  calibration.check_damping(damping)
   cells = calibrated.by_column() if pattern is None else pattern
 
   def init(w, *, stats, layout):
@@ -61,7 +62,7 @@ def optimal_brain(sparsity: float | None = None, *, pattern: patterns.Pattern | 
     rows = layout.matrix_shape[-2]
     pruned = rows // m * (m - n) if m else rows - masking.kept_of(rows, sparsity)
     compress = functools.partial(_solve, damping=damping, pruned=pruned, n=n, m=m)
-    return calibrated.by_group(compress, w, calibrated.gram_of(stats, layout),
+    return calibration.by_group(compress, w, calibration.gram_of(stats, layout),
                                layout.matrix_shape[-1])
 
   return calibrated.one_shot_masks(init, cells, sparsity, spelling)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.core import calibration
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.numerics import linalg
@@ -57,7 +58,7 @@ def sparsegpt(sparsity: float | None = None, *, pattern: patterns.Pattern | None
   sparsity = calibrated.target(sparsity, pattern)
   spelling = spell.call(sparsegpt, locals())
   calibrated.check_pattern('sparsegpt', pattern)
-  calibrated.check_damping(damping)
+  calibration.check_damping(damping)
   if isinstance(block, bool) or not isinstance(block, int) or block < 1:
     raise ValueError(f'block must be a positive integer, got {block!r}.')
 
@@ -70,7 +71,7 @@ def sparsegpt(sparsity: float | None = None, *, pattern: patterns.Pattern | None
       kept = () if m else _kept_by_block(w.shape[-2], w.shape[-1], block, sparsity)
       return _solve(w, gram, jnp.asarray(kept, jnp.int32), damping, n=n, m=m, block=block)
 
-    return calibrated.by_group(compress, w, calibrated.gram_of(stats, layout),
+    return calibration.by_group(compress, w, calibration.gram_of(stats, layout),
                                layout.matrix_shape[-1])
 
   cells = patterns.unstructured() if pattern is None else pattern

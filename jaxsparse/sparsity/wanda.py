@@ -6,6 +6,7 @@ The score of a weight is `|W_ij| ||X_i||_2`, compared inside each output j. Unli
 rounds down, `round(R sparsity)` weights of a column go, and ties keep the lower row.
 """
 
+from jaxsparse.core import calibration
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.sparsity import calibrated
@@ -44,7 +45,7 @@ def wanda(sparsity: float | None = None, *,
 
   def init(w, *, stats, layout):
     kept = masking.kept_of(cells.units(layout), sparsity)
-    scores = criteria.magnitude(w) * calibrated.norms_of(stats, layout)
+    scores = criteria.magnitude(w) * calibration.norms_of(stats, layout)
     return w, cells.on(layout).mask(scores, kept)
 
   return calibrated.one_shot_masks(init, cells, sparsity, spelling)
