@@ -51,12 +51,15 @@ from jaxsparse.optimizers import masked_updates
 from jaxsparse.optimizers import realign
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
+from jaxsparse.quantization import awq
+from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import fake_quantize
 from jaxsparse.quantization import gptq
 from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
 from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
+from jaxsparse.quantization import smoothquant
 from jaxsparse.recipes import parse
 from jaxsparse.recipes import words
 from jaxsparse.sharing import Clustered
@@ -111,6 +114,8 @@ from jaxsparse.trace import dispatch
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
 from jaxsparse.trace import hooked
+from jaxsparse.trace import input_max
+from jaxsparse.trace import input_mean
 from jaxsparse.trace import input_norm
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations

@@ -89,6 +89,12 @@ def gram_of(stats, layout: axes.Layout) -> jax.Array:
   return gram
 
 
+def gram_if(stats, layout: axes.Layout) -> jax.Array | None:
+  """X^T X `[*batch, R, R]` where the statistic is one, None where it is norms."""
+  found = _check(stats, 'gram')
+  return found if len(found.shape) == len(layout.matrix_shape) and _is_gram(found, layout) else None
+
+
 def _is_gram(found, layout):
   rows = layout.matrix_shape[-2]
   if found.shape[-2:] != (rows, rows):

@@ -1,5 +1,7 @@
 """Quantization: grid x granularity x scale rule, in training and after."""
 
+from jaxsparse.quantization.awq import awq
+from jaxsparse.quantization.bias_correction import correct_bias
 from jaxsparse.quantization.fake_quantize import fake_quantize
 from jaxsparse.quantization.gptq import gptq
 from jaxsparse.quantization.lsq import Lsq
@@ -7,9 +9,12 @@ from jaxsparse.quantization.lsq import lsq
 from jaxsparse.quantization.nf4 import nf4
 from jaxsparse.quantization.quantize import quantize
 from jaxsparse.quantization.scheme import percentile
+from jaxsparse.quantization.smoothquant import smoothquant
 
-TRANSFORMS = (fake_quantize, gptq, lsq, nf4, quantize)
+TRANSFORMS = (awq, fake_quantize, gptq, lsq, nf4, quantize, smoothquant)
 VALUES = (percentile,)
 
-__all__ = ['Lsq', 'TRANSFORMS', 'VALUES', 'fake_quantize', 'gptq', 'lsq', 'nf4', 'percentile',
-           'quantize']
+__all__ = [
+    'Lsq', 'TRANSFORMS', 'VALUES', 'awq', 'correct_bias', 'fake_quantize', 'gptq', 'lsq', 'nf4',
+    'percentile', 'quantize', 'smoothquant',
+]

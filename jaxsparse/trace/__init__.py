@@ -14,6 +14,8 @@ from jaxsparse.trace.hooks import hooked
 from jaxsparse.trace.observers import Observer
 from jaxsparse.trace.observers import Range
 from jaxsparse.trace.observers import gram
+from jaxsparse.trace.observers import input_max
+from jaxsparse.trace.observers import input_mean
 from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
@@ -26,7 +28,8 @@ from jaxsparse.trace.walk import contractions
 
 __all__ = [
     'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'axes_of',
-    'calibrate', 'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
+    'calibrate', 'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_max', 'input_mean',
+    'input_norm', 'one_shot',
     'quantize_activations', 'range_', 'shrink', 'silence', 'threshold_activations',
     'top_k_activations', 'zero_fraction',
 ]
