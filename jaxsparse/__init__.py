@@ -38,17 +38,27 @@ from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
 from jaxsparse.numerics.axes import DimensionNumbers
+from jaxsparse.numerics.rounding import stochastic as stochastic_round
 from jaxsparse.lowrank import Lora
 from jaxsparse.lowrank import LowRank
 from jaxsparse.lowrank import lora
 from jaxsparse.lowrank import low_rank
+from jaxsparse.optimizers import ErrorFeedbackState
+from jaxsparse.optimizers import KahanState
+from jaxsparse.optimizers import QuantizedState
+from jaxsparse.optimizers import StochasticRoundingState
 from jaxsparse.optimizers import WrapState
+from jaxsparse.optimizers import compressors
+from jaxsparse.optimizers import error_feedback
+from jaxsparse.optimizers import kahan
 from jaxsparse.optimizers import masked_adaptive_clip
 from jaxsparse.optimizers import masked_clip
 from jaxsparse.optimizers import masked_decay
 from jaxsparse.optimizers import masked_rms_clip
 from jaxsparse.optimizers import masked_updates
+from jaxsparse.optimizers import quantized_state
 from jaxsparse.optimizers import realign
+from jaxsparse.optimizers import stochastic_rounding
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
 from jaxsparse.quantization import awq

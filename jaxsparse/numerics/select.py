@@ -64,6 +64,10 @@ def _search(count, k, low, high, at_low, at_high) -> tuple[jax.Array, jax.Array]
             jnp.where(enough, n, at_low), jnp.where(enough, at_high, n), ~turn)
 
   shape = low.shape
+  # Inside shard_map all of the carry differs between devices if any of it does.
+  none = (low & 0) | (high & 0) | ((at_low | at_high) & 0).astype(jnp.uint32)
+  low, high, at_low = low | none, high | none, at_low | none.astype(jnp.int32)
+  at_high |= none.astype(jnp.int32)
   start = (low, high, jnp.broadcast_to(at_low, shape), jnp.broadcast_to(at_high, shape),
            jnp.zeros([], bool))
   low, _, at_low, _, _ = jax.lax.while_loop(unfinished, narrow, start)
@@ -204,7 +208,7 @@ def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[ja
     return _search(lambda t: count(tied_at(t)), jnp.maximum(wanted, 1), zero,
                    jnp.full_like(zero, sum(sizes)), count(tied_at(zero)), jnp.zeros_like(k))[0]
 
-  first = jax.lax.cond((found <= at_least).all(), lambda: jnp.zeros(slices, jnp.uint32),
+  first = jax.lax.cond((found <= at_least).all(), lambda: key & 0,
                        first_of_ties)
   return [(a | (x & (i >= first))) & (k > 0) for a, x, i in map(parts, scores, slice_axes, ends)]
 
