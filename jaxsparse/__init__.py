@@ -112,11 +112,13 @@ from jaxsparse.sparsity import uniform
 from jaxsparse.sparsity import unstructured
 from jaxsparse.sparsity import vector
 from jaxsparse.sparsity import wanda
+from jaxsparse.trace import ActivationRange
 from jaxsparse.trace import Contraction
 from jaxsparse.trace import Flops
 from jaxsparse.trace import Observer
 from jaxsparse.trace import Resized
 from jaxsparse.trace import Shrunk
+from jaxsparse.trace import activation_ranges
 from jaxsparse.trace import axes_of
 from jaxsparse.trace import calibrate
 from jaxsparse.trace import contractions
@@ -127,6 +129,7 @@ from jaxsparse.trace import hooked
 from jaxsparse.trace import input_max
 from jaxsparse.trace import input_mean
 from jaxsparse.trace import input_norm
+from jaxsparse.trace import learned_activations
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
 from jaxsparse.trace import range_ as range
