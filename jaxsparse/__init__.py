@@ -70,7 +70,12 @@ from jaxsparse.quantization import nf4
 from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
 from jaxsparse.quantization import smoothquant
+from jaxsparse.recipes import Allocation
+from jaxsparse.recipes import Choice
+from jaxsparse.recipes import allocate
+from jaxsparse.recipes import pareto_front
 from jaxsparse.recipes import parse
+from jaxsparse.recipes import scheme_costs
 from jaxsparse.recipes import words
 from jaxsparse.sharing import Clustered
 from jaxsparse.sharing import clustered
