@@ -61,10 +61,13 @@ from jaxsparse.optimizers import realign
 from jaxsparse.optimizers import stochastic_rounding
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
+from jaxsparse.quantization import OscillationState
 from jaxsparse.quantization import awq
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import fake_quantize
+from jaxsparse.quantization import freeze_oscillations
 from jaxsparse.quantization import gptq
+from jaxsparse.quantization import gradual_quantize
 from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
 from jaxsparse.quantization import percentile

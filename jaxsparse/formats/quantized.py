@@ -30,7 +30,7 @@ class QArray(formats.Format):
     grid: the codes' meaning.
     group: rows of the matrix that share a scale, `(rows, outputs)` of blocks; None for one scale a
       column or matrix.
-    zero: zero points, float32 of the shape of `scale`, on grids that have them.
+    zero: zero points of the shape of `scale`, uint8 or float32, on grids that have them.
     factor: float32 `[*batch, 1, 1]`, of scales in two levels.
     input_scale: float32 `[*batch, R, 1]`, what each row was multiplied by before it was rounded
       (AWQ, SmoothQuant): inputs are to be divided by it.

@@ -66,6 +66,11 @@ class Grid(NamedTuple):
       return 0
     return self.table.index(0.0) if 0.0 in self.table else None
 
+  @property
+  def is_integer(self) -> bool:
+    """Whether codes are whole numbers of steps, so that they can be rounded by chance."""
+    return self.table is None and self.floating is None
+
   def encode(self, x: jax.Array, zero: jax.Array | None = None) -> jax.Array:
     """The nearest code of each `x` (float32, in units of the scale); NaN has one too.
 

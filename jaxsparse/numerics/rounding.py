@@ -84,6 +84,11 @@ def noise(shape: tuple[int, ...], seed) -> jax.Array:
   return _finish(h)
 
 
+def uniform(shape: tuple[int, ...], seed) -> jax.Array:
+  """float32 noise in [0, 1), by the hash of `noise`."""
+  return (noise(shape, seed) >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+
+
 def mix(*seeds) -> jax.Array:
   """One uint32 `()` of several integers."""
   h = jnp.zeros([], jnp.uint32)

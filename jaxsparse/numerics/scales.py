@@ -33,7 +33,7 @@ class Scale(NamedTuple):
   Attributes:
     scale: `[*batch, 1, 1]`, `[*batch, 1, O]`, `[*batch, G, O]` or `[*batch, G, H]`; float32, or
       float8 as the microscaling formats store it.
-    zero: zero points of the same shape, float32; None on grids without.
+    zero: zero points of the same shape, uint8, float32 under `hqq`; None on grids without.
     factor: float32 `[*batch, 1, 1]`, of scales in two levels (NVFP4); else None.
   """
 
@@ -94,6 +94,8 @@ def fit(w: jax.Array, grid: grids.Grid, *, rule: str, granularity: str, group: A
                         group)[0]
   found = _RULES[rule](x, valid, axes, grid, q, importance)
   joined = Scale(*(None if a is None else _joined(a, granularity) for a in found))
+  if joined.zero is not None:
+    joined = joined._replace(zero=joined.zero.astype(zero_dtype(rule)))
   return _two_levels(joined) if rule == 'two_level' else joined
 
 
@@ -110,11 +112,13 @@ def expand(scale: jax.Array, rows: int, group: Any, columns: int | None = None) 
 
 
 @functools.partial(jax.jit, static_argnames=('grid', 'group'))
-def encode(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
-  """Codes of a matrix `[..., R, O]`."""
+def encode(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None,
+           noise: jax.Array | None = None) -> jax.Array:
+  """Codes of a matrix `[..., R, O]`: the nearest, or by chance with `noise` in [0, 1)."""
   steps, zero = _expanded(scale, w.shape, group)
   # A scale of zero is a cell of zeros.
-  return grid.encode(w.astype(jnp.float32) / jnp.where(steps == 0, 1.0, steps), zero)
+  x = w.astype(jnp.float32) / jnp.where(steps == 0, 1.0, steps)
+  return grid.encode(x if noise is None else jnp.floor(x + noise), zero)
 
 
 def decode(codes: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
@@ -125,7 +129,13 @@ def decode(codes: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) 
 
 def _expanded(scale, shape, group):
   whole = lambda a: None if a is None else expand(a, shape[-2], group, shape[-1])
-  return whole(scale.steps()), whole(scale.zero)
+  zero = whole(scale.zero)
+  return whole(scale.steps()), None if zero is None else zero.astype(jnp.float32)
+
+
+def zero_dtype(rule: str):
+  """What zero points are stored as: those of `hqq` are no whole numbers."""
+  return jnp.float32 if rule == 'hqq' else jnp.uint8
 
 
 def _cells(w, granularity, group):

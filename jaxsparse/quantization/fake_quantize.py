@@ -12,12 +12,16 @@ import jax
 from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.numerics import rounding
+from jaxsparse.formats import quantized
+from jaxsparse.numerics import hashing
+from jaxsparse.numerics import rounding as straight
+from jaxsparse.numerics import scales
 from jaxsparse.quantization import scheme as schemes
 
 
 def fake_quantize(dtype: str, *, granularity: str | None = None, group: Any = None,
-                  scale: Any = None) -> transforms.Transform:
+                  scale: Any = None, rounding: str = 'nearest',
+                  seed: int = 0) -> transforms.Transform:
   """Rounds weights to a grid in the forward pass, straight-through in the backward.
 
   Args:
@@ -31,6 +35,9 @@ def fake_quantize(dtype: str, *, granularity: str | None = None, group: Any = No
     scale: the scale rule: 'absmax', 'minmax' (zero points), 'absmean', `percentile(q)`, 'mse'
       (the clipping, in steps of 1 %, that loses least), 'hqq', 'power_of_two'. None: 'absmax', of
       unsigned grids 'minmax', of ternary and binary ones 'absmean'.
+    rounding: 'nearest', or 'stochastic': up or down with the chances that make the mean the weight,
+      of integer grids; other noise at every step, and what is packed is that of the last one.
+    seed: of the noise.
 
   Returns:
     A Transform; packs to `QArray`, and keeps an earlier stage's sparse format inside it.
@@ -47,13 +54,24 @@ def fake_quantize(dtype: str, *, granularity: str | None = None, group: Any = No
   """
   spelling = spell.call(fake_quantize, locals())
   scheme = schemes.scheme(dtype, granularity, group, scale)
+  schemes.check_rounding(rounding, scheme)
+  hashing.check_seed(seed)
+  by_chance = rounding == 'stochastic'
 
-  def apply(w, state):
-    return rounding.straight_through(w, scheme.round(jax.lax.stop_gradient(w)))
+  def apply(w, state, *, seed):
+    fixed = jax.lax.stop_gradient(w)
+    chance = straight.uniform(w.shape, jax.random.bits(seed)) if by_chance else None
+    return straight.straight_through(w, scheme.round(fixed, chance))
 
-  def pack(w, state, *, layout, stored):
-    return scheme.store(w, layout, stored=stored)
+  def pack(w, state, *, layout, stored, seed):
+    if not by_chance:
+      return scheme.store(w, layout, stored=stored)
+    fitted = scheme.fit(w)
+    codes = scales.encode(w, fitted, scheme.grid, scheme.group,
+                          straight.uniform(w.shape, jax.random.bits(seed)))
+    return quantized.QArray.of_codes(codes, fitted, layout.astype(w.dtype), scheme.grid,
+                                     scheme.group)
 
   return parametrization.leafwise(
-      parametrization.Parametrization(lambda w: (w, ()), apply, pack=pack),
+      parametrization.Parametrization(lambda w: (w, ()), apply, pack=pack), seed=seed,
       spec=transforms.Spec(spelling))

@@ -157,7 +157,8 @@ def _matrix(w, gram, scale, *, scheme, damping, rows=None):
   fitted = scale
   if scale is None:
     cells = jnp.zeros((-(-total // group), columns))
-    fitted = scales.Scale(cells, cells if scheme.grid.zero_point else None)
+    zero = cells.astype(scales.zero_dtype(scheme.rule)) if scheme.grid.zero_point else None
+    fitted = scales.Scale(cells, zero)
 
   def of_block(b, carry):
     w, codes, fitted = carry

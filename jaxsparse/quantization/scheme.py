@@ -74,16 +74,15 @@ class Scheme(NamedTuple):
     return scales.fit(w, self.grid, rule=self.rule, granularity=self.granularity,
                       group=self.group, q=self.q, importance=importance)
 
-  def round(self, w: jax.Array, scale: scales.Scale | None = None) -> jax.Array:
-    """`w` on its grid, same shape and dtype."""
-    scale = self.fit(w) if scale is None else scale
-    codes = scales.encode(w, scale, self.grid, self.group)
+  def round(self, w: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    """`w` on its grid, same shape and dtype; by chance with `noise` in [0, 1)."""
+    scale = self.fit(w)
+    codes = scales.encode(w, scale, self.grid, self.group, noise)
     return scales.decode(codes, scale, self.grid, self.group).astype(w.dtype)
 
-  def store(self, w: Any, layout, scale: scales.Scale | None = None,
-            stored: Any = None) -> quantized.QArray:
+  def store(self, w: Any, layout, stored: Any = None) -> quantized.QArray:
     """`w` as codes, inside the sparse format `stored` of an earlier stage where there is one."""
-    scale = self.fit(w) if scale is None else scale
+    scale = self.fit(w)
     source = stored if isinstance(stored, formats.SparseFormat) else w
     return quantized.QArray.encode(source, scale, layout.astype(w.dtype), self.grid, self.group)
 
@@ -129,3 +128,12 @@ def _check_granularity(granularity, group):
     raise ValueError('group must be a positive number of rows, or of a block (rows, outputs); '
                      f'got {group!r}.')
   return group
+
+
+def check_rounding(rounding: str, scheme: Scheme) -> None:
+  """Raises ValueError where `rounding` is unknown, or the grid cannot be rounded by chance."""
+  if rounding not in ('nearest', 'stochastic'):
+    raise ValueError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
+  if rounding == 'stochastic' and not scheme.grid.is_integer:
+    raise ValueError(f'{scheme.grid.name} has values at uneven distances; stochastic rounding is '
+                     'for integer grids.')

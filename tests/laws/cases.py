@@ -23,7 +23,8 @@ from jaxsparse.sparsity import TRANSFORMS as PRUNING
 
 FACTORIES = (*PRUNING, *quantization.TRANSFORMS, *lowrank.TRANSFORMS, *sharing.TRANSFORMS)
 
-GUESSES = {'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
+GUESSES = {'dtypes': "('int8', 'int4')", 'every': '1',
+           'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
            'k': '16', 'group': '5', 'criterion': "'random'",
            'schedule': 'linear(0.5, end=2, every=1)'}
 
@@ -45,7 +46,9 @@ ARGUMENTS = {
     'fake_quantize': ["fake_quantize('int4', granularity='group', group=3)",
                       "fake_quantize('int8', granularity='tensor')",
                       "fake_quantize('uint4', group=(4, 3))",
-                      "fake_quantize('nvfp4')"],
+                      "fake_quantize('nvfp4')",
+                      "fake_quantize('int4', rounding='stochastic')"],
+    'gradual_quantize': ["gradual_quantize(('int8', 'uint4'), every=1, group=3)"],
     'awq': ["awq('uint4', group=3, scale='mse')"],
     'gptq': ["gptq('uint4', group=5, act_order=False)", "gptq('mxfp4')"],
     'quantize': ["quantize('mxfp8')", "quantize('uint3', scale='mse')"],
