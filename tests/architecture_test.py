@@ -21,7 +21,7 @@ _MAY_IMPORT = {
   'lowrank': (_WORKSHOP[0], {'safetensors'}),
   'sharing': _WORKSHOP,
   'trace': ({'core', 'formats', 'numerics'}, {'absl.logging'}),
-  'recipes': ({'sparsity', 'quantization', 'lowrank', 'sharing', 'core'}, set()),
+  'recipes': ({'sparsity', 'quantization', 'lowrank', 'sharing', 'core', 'formats'}, set()),
   'optimizers': ({'core', 'formats', 'numerics'}, {'optax'}),
   'training': ({'core', 'formats', 'optimizers'}, {'optax', 'orbax', 'absl.logging'}),
   # Drawing libraries and file formats come with extras, so they are imported inside functions only.

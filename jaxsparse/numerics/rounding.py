@@ -5,6 +5,7 @@ Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons" 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.custom_vjp
@@ -63,3 +64,64 @@ add_gradient.defvjp(
 def nearest(x: jax.Array, low: float, high: float) -> jax.Array:
   """`x` rounded half to even and clipped to `[low, high]`; the clip comes first, as casts wrap."""
   return jnp.round(jnp.clip(x, low, high))
+
+
+def noise(shape: tuple[int, ...], seed) -> jax.Array:
+  """uint32 noise by a hash of the row-major index and `seed`: ten integer operations an entry.
+
+  The finalizer of MurmurHash3. Threefry costs about seventeen times a cast of the same entries.
+
+  Args:
+    shape: of the noise.
+    seed: an integer, or an integer array `()`.
+  """
+  index, stride = jnp.zeros(shape, jnp.uint32), 1
+  for a in reversed(range(len(shape))):
+    step = np.uint32(stride & 0xFFFFFFFF)
+    index += jax.lax.broadcasted_iota(jnp.uint32, shape, a) * step
+    stride *= shape[a]
+  h = index + mix(seed)
+  return _finish(h)
+
+
+def uniform(shape: tuple[int, ...], seed) -> jax.Array:
+  """float32 noise in [0, 1), by the hash of `noise`."""
+  return (noise(shape, seed) >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+def mix(*seeds) -> jax.Array:
+  """One uint32 `()` of several integers."""
+  h = jnp.zeros([], jnp.uint32)
+  for seed in seeds:
+    seed = np.uint32(seed & 0xFFFFFFFF) if isinstance(seed, int) else seed
+    h = _finish(h * np.uint32(31) + jnp.asarray(seed).astype(jnp.uint32) + np.uint32(0x9E3779B9))
+  return h
+
+
+def _finish(h):
+  h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+  h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+  return h ^ (h >> np.uint32(16))
+
+
+def stochastic(x: jax.Array, seed) -> jax.Array:
+  """float32 `x` as bfloat16, up or down with the chances that make the mean `x`.
+
+  Values between the largest bfloat16 and infinity may become infinite; NaN and infinity stay.
+
+  Args:
+    x: any shape.
+    seed: an integer, or an integer array `()`; the same seed gives the same rounding.
+
+  Example:
+    >>> x = jnp.full(10_000, 1.0 + 1 / 512)   # a quarter of the way to the next bfloat16
+    >>> abs(float(stochastic(x, 0).astype(jnp.float32).mean()) - (1.0 + 1 / 512)) < 2e-4
+    True
+  """
+  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  low = np.uint32(0xFFFF)
+  moved = (bits + (noise(x.shape, seed) & low)) & ~low
+  # The exponent of infinity and NaN, which a carry would change.
+  special = (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+  moved = jax.lax.bitcast_convert_type(jnp.where(special, bits, moved), jnp.float32)
+  return moved.astype(jnp.bfloat16)

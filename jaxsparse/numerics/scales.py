@@ -1,16 +1,55 @@
-"""Absmax scales of a matrix, per tensor, output channel or group along the reduction axis."""
+"""Scales of a matrix: one a tensor, output channel, group of rows, or block; by several rules.
+
+A rule looks at the values of a cell and says which range the grid should span: `absmax` all of it,
+`minmax` from the least to the greatest (zero included), `percentile` without the outliers, `mse`
+whatever loses least. `absmean` (ternary, binary) and `hqq` say the scale themselves. `power_of_two`
+is that of the OCP Microscaling formats, version 1.0, section 6.3, stored in float8_e8m0;
+`two_level` that of NVFP4: float8_e4m3 scales of a float32 factor.
+
+HQQ is Badri and Shaji, "Half-Quadratic Quantization" (2023): robust fit under an l_p norm, p = 0.7,
+of the zero point, which is then no whole number; of the scale on grids without zero points.
+"""
 
 import functools
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-GRANULARITIES = ('tensor', 'channel', 'group')
+from jaxsparse.numerics import grids
+from jaxsparse.numerics import select
+
+GRANULARITIES = ('tensor', 'channel', 'group', 'block')
+RULES = ('absmax', 'absmean', 'minmax', 'percentile', 'mse', 'hqq', 'power_of_two', 'two_level')
+_TINY = np.finfo(np.float32).tiny
+_SHRINKS = 80   # candidates 1.00, 0.99, ... of `mse`, as in GPTQ's own code
+
+
+class Scale(NamedTuple):
+  """What turns codes into values: `decode(codes, zero) * scale * factor`.
+
+  Attributes:
+    scale: `[*batch, 1, 1]`, `[*batch, 1, O]`, `[*batch, G, O]` or `[*batch, G, H]`; float32, or
+      float8 as the microscaling formats store it.
+    zero: zero points of the same shape, uint8, float32 under `hqq`; None on grids without.
+    factor: float32 `[*batch, 1, 1]`, of scales in two levels (NVFP4); else None.
+  """
+
+  scale: jax.Array
+  zero: jax.Array | None = None
+  factor: jax.Array | None = None
+
+  def steps(self) -> jax.Array:
+    """The float32 scale of each cell."""
+    if self.factor is None:
+      return self.scale.astype(jnp.float32)
+    return self.scale.astype(jnp.float32) * self.factor
 
 
 @functools.partial(jax.jit, static_argnames=('limit', 'granularity', 'group'))
-def absmax(w: jax.Array, limit: float, *, granularity: str, group: int | None = None) -> jax.Array:
+def absmax(w: jax.Array, limit: float, *, granularity: str, group: Any = None) -> jax.Array:
   """The scale that maps the largest magnitude of each cell to `limit`; 1 where all are zero.
 
   The division by `limit` is a multiplication by its float32 reciprocal: XLA rewrites a division
@@ -19,41 +58,256 @@ def absmax(w: jax.Array, limit: float, *, granularity: str, group: int | None = 
   Args:
     w: `[..., R, O]`.
     limit: the grid's largest magnitude.
-    granularity: 'tensor' (one cell a matrix), 'channel' (one an output) or 'group' (one every
-      `group` rows of an output; the tail may be shorter).
-    group: rows of a group.
+    granularity: 'tensor' (one cell a matrix), 'channel' (one an output), 'group' (one every
+      `group` rows of an output; the tail may be shorter) or 'block' (one every `group[0]` rows and
+      `group[1]` outputs).
+    group: rows of a group; `(rows, outputs)` of a block.
 
   Returns:
-    float32 `[..., 1, 1]`, `[..., 1, O]` or `[..., ceil(R / group), O]`.
+    float32 `[..., 1, 1]`, `[..., 1, O]`, `[..., ceil(R / group), O]` or that of blocks.
   """
-  scale = _peaks(w, granularity, group) * np.float32(1.0 / limit)
-  return jnp.where(scale >= _TINY, scale, 1.0)
+  return _joined(_of_peak(_peak(w, granularity, group), limit), granularity)
 
 
 @functools.partial(jax.jit, static_argnames=('limit', 'granularity', 'group'))
-def used(w: jax.Array, limit: float, *, granularity: str, group: int | None = None) -> jax.Array:
+def used(w: jax.Array, limit: float, *, granularity: str, group: Any = None) -> jax.Array:
   """Which cells `absmax` found something in, bool like its result; the others' scale is free."""
-  return _peaks(w, granularity, group) * np.float32(1.0 / limit) >= _TINY
+  peak = _peak(w, granularity, group)
+  return _joined(peak * np.float32(1.0 / limit) >= _TINY, granularity)
 
 
-# A peak so small that its scale underflows is as good as zero.
-_TINY = np.finfo(np.float32).tiny
+def _peak(w, granularity, group):
+  cells, _, axes = _cells(w.astype(jnp.float32), granularity, group)
+  return jnp.abs(cells).max(axes, keepdims=True, initial=0.0)
 
 
-def _peaks(w, granularity, group):
-  magnitude = jnp.abs(w.astype(jnp.float32))
-  if granularity == 'tensor':
-    return magnitude.max((-2, -1), keepdims=True, initial=0.0)
-  if granularity == 'channel':
-    return magnitude.max(-2, keepdims=True, initial=0.0)
-  rows, outputs = w.shape[-2:]
-  padding = [(0, 0)] * (w.ndim - 2) + [(0, -rows % group), (0, 0)]
-  cells = jnp.pad(magnitude, padding).reshape(*w.shape[:-2], -1, group, outputs)
-  return cells.max(-2)
+@functools.partial(jax.jit, static_argnames=('grid', 'rule', 'granularity', 'group', 'q'))
+def fit(w: jax.Array, grid: grids.Grid, *, rule: str, granularity: str, group: Any = None,
+        q: float = 99.9, importance: jax.Array | None = None) -> Scale:
+  """The scale, and zero point, of each cell.
+
+  Args:
+    w: `[..., R, O]`.
+    grid: of the codes.
+    rule: one of `RULES`.
+    granularity: as for `absmax`.
+    group: as for `absmax`.
+    q: percentile of the magnitudes (of both ends, with zero points) that the range ends at.
+    importance: weights `[..., R, 1]` of the squared errors, for `mse`.
+
+  Returns:
+    The `Scale`; of a cell that is all zero it is 1 (0 under `absmean`), and its zero point 0.
+  """
+  x, valid, axes = _cells(w.astype(jnp.float32), granularity, group)
+  if importance is not None:
+    importance = _cells(jnp.broadcast_to(importance.astype(jnp.float32), w.shape), granularity,
+                        group)[0]
+  found = _RULES[rule](x, valid, axes, grid, q, importance)
+  joined = Scale(*(None if a is None else _joined(a, granularity) for a in found))
+  if joined.zero is not None:
+    joined = joined._replace(zero=joined.zero.astype(zero_dtype(rule)))
+  return _two_levels(joined) if rule == 'two_level' else joined
 
 
-def expand(scale: jax.Array, rows: int, group: int | None) -> jax.Array:
-  """`scale` broadcastable against `[..., rows, O]`: groups are repeated, the tail cut."""
-  if group is None or scale.shape[-2] == 1:
+def expand(scale: jax.Array, rows: int, group: Any, columns: int | None = None) -> jax.Array:
+  """`scale` broadcastable against `[..., rows, columns]`: cells are repeated, the tail cut."""
+  if group is None:
     return scale
-  return jnp.repeat(scale, group, axis=-2)[..., :rows, :]
+  down, across = group if isinstance(group, tuple) else (group, 1)
+  if across > 1:
+    scale = jnp.repeat(scale, across, axis=-1)[..., :columns]
+  if scale.shape[-2] == 1:
+    return scale
+  return jnp.repeat(scale, down, axis=-2)[..., :rows, :]
+
+
+@functools.partial(jax.jit, static_argnames=('grid', 'group'))
+def encode(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None,
+           noise: jax.Array | None = None) -> jax.Array:
+  """Codes of a matrix `[..., R, O]`: the nearest, or by chance with `noise` in [0, 1)."""
+  steps, zero = _expanded(scale, w.shape, group)
+  # A scale of zero is a cell of zeros.
+  x = w.astype(jnp.float32) / jnp.where(steps == 0, 1.0, steps)
+  return grid.encode(x if noise is None else jnp.floor(x + noise), zero)
+
+
+def decode(codes: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
+  """The float32 matrix of `codes`."""
+  steps, zero = _expanded(scale, codes.shape, group)
+  return grid.decode(codes, zero) * steps
+
+
+def _expanded(scale, shape, group):
+  whole = lambda a: None if a is None else expand(a, shape[-2], group, shape[-1])
+  zero = whole(scale.zero)
+  return whole(scale.steps()), None if zero is None else zero.astype(jnp.float32)
+
+
+def zero_dtype(rule: str):
+  """What zero points are stored as: those of `hqq` are no whole numbers."""
+  return jnp.float32 if rule == 'hqq' else jnp.uint8
+
+
+def _cells(w, granularity, group):
+  """`w` with its cells apart, which of it is no padding (None: all), and the axes of a cell."""
+  if granularity == 'tensor':
+    return w, None, (-2, -1)
+  if granularity == 'channel':
+    return w, None, (-2,)
+  rows, columns = w.shape[-2:]
+  down, across = (group, 1) if granularity == 'group' else group
+  extra = -rows % down, -columns % across
+  padded = jnp.pad(w, [(0, 0)] * (w.ndim - 2) + [(0, e) for e in extra])
+  shape = (-1, down, columns) if granularity == 'group' else (
+      (rows + extra[0]) // down, down, -1, across)
+  axes = (-2,) if granularity == 'group' else (-3, -1)
+  cells = padded.reshape(*w.shape[:-2], *shape)
+  if not any(extra):
+    return cells, None, axes
+  inside = np.pad(np.ones((rows, columns), bool), [(0, e) for e in extra]).reshape(shape)
+  return cells, jnp.broadcast_to(jnp.asarray(inside), cells.shape), axes
+
+
+def _joined(found, granularity):
+  if granularity == 'group':
+    return found.squeeze(-2)
+  return found.squeeze((-3, -1)) if granularity == 'block' else found
+
+
+def _of_peak(peak, limit):
+  scale = peak * np.float32(1.0 / limit)
+  # A peak so small that its scale underflows is as good as zero.
+  return jnp.where(scale >= _TINY, scale, 1.0)
+
+
+def _of_range(low, high, grid):
+  """The scale of the range `[low, high]`, which holds 0."""
+  if not grid.zero_point:
+    return Scale(_of_peak(jnp.maximum(-low, high), grid.limit))
+  # Halves are exact, so that this overflows nowhere and no fusion rounds it another way.
+  scale = (high * 0.5 - low * 0.5) * np.float32(2.0 / (grid.high - grid.low))
+  scale = jnp.where(scale >= _TINY, scale, 1.0)
+  return Scale(scale, jnp.clip(jnp.round(-low / scale), grid.low, grid.high))
+
+
+def _peaks(x, axes):
+  return x.min(axes, keepdims=True, initial=0.0), x.max(axes, keepdims=True, initial=0.0)
+
+
+def _absmax(x, valid, axes, grid, q, importance):
+  peak = jnp.abs(x).max(axes, keepdims=True, initial=0.0)
+  return _of_range(-peak, peak, grid)
+
+
+def _minmax(x, valid, axes, grid, q, importance):
+  return _of_range(*_peaks(x, axes), grid)
+
+
+def _absmean(x, valid, axes, grid, q, importance):
+  if valid is None:
+    mean = jnp.abs(x).mean(axes, keepdims=True)
+  else:
+    mean = jnp.abs(x).sum(axes, keepdims=True) / valid.sum(axes, keepdims=True)
+  mean = jnp.where(mean >= _TINY, mean, 0.0)
+  if not grid.zero_point:
+    return Scale(mean * np.float32(1.0 / max(grid.limit, 1.0)))
+  return _of_range(-mean, mean, grid)
+
+
+def _percentile(x, valid, axes, grid, q, importance):
+  size = math.prod(x.shape[a] for a in axes)
+  count = jnp.full([1] * x.ndim, size) if valid is None else valid.sum(axes, keepdims=True)
+  # The nearest rank, from above; numpy's method 'inverted_cdf'.
+  rank = count - jnp.ceil(count * np.float32(q / 100)).astype(jnp.int32) + 1
+  rank = jnp.clip(rank, 1, count)
+  at = lambda values: select.kth_largest(
+      values if valid is None else jnp.where(valid, values, -jnp.inf), rank, axes=axes)
+  if grid.zero_point:
+    return _of_range(jnp.minimum(-at(-x), 0), jnp.maximum(at(x), 0), grid)
+  peak = at(jnp.abs(x))
+  return _of_range(-peak, peak, grid)
+
+
+def _mse(x, valid, axes, grid, q, importance):
+  low, high = _peaks(x, axes)
+  peak = jnp.maximum(-low, high)
+  low, high = (low, high) if grid.zero_point else (-peak, peak)
+
+  def error(shrink):
+    scale = _of_range(low * shrink, high * shrink, grid)
+    off = jnp.square(grid.decode(grid.encode(x / scale.scale, scale.zero), scale.zero)
+                     * scale.scale - x)
+    return (off if importance is None else off * importance).sum(axes, keepdims=True)
+
+  def body(n, carry):
+    best, chosen = carry
+    shrink = 1.0 - n.astype(jnp.float32) * np.float32(0.01)
+    found = error(shrink)
+    better = found < best
+    return jnp.where(better, found, best), jnp.where(better, shrink, chosen)
+
+  start = jnp.full(peak.shape, jnp.inf), jnp.ones(peak.shape)
+  _, shrink = jax.lax.fori_loop(0, _SHRINKS, body, start)
+  return _of_range(low * shrink, high * shrink, grid)
+
+
+def _hqq(x, valid, axes, grid, q, importance):
+  start = (_minmax if grid.zero_point else _absmax)(x, valid, axes, grid, q, importance)
+  count = None if valid is None else valid.sum(axes, keepdims=True)
+  mean = lambda a: (a.mean(axes, keepdims=True) if valid is None else
+                    jnp.where(valid, a, 0).sum(axes, keepdims=True) / count)
+
+  def off(scale):
+    codes = grid.encode(x / scale.scale, scale.zero)
+    return codes, x - grid.decode(codes, scale.zero) * scale.scale
+
+  def body(n, carry):
+    scale, best, least = carry
+    codes, left = off(scale)
+    # Badri and Shaji, equation 5: the proximal step of the l_p norm, in units of the first scale.
+    unit = jnp.abs(left) / start.scale
+    beta = 10.0 * 1.01 ** n.astype(jnp.float32)
+    shrunk = jnp.maximum(unit - jnp.power(jnp.maximum(unit, 1e-6), -0.3) / beta, 0)
+    kept = x - jnp.sign(left) * shrunk * start.scale
+    if grid.zero_point:
+      new = Scale(scale.scale, mean(codes.astype(jnp.float32) - kept / scale.scale))
+    else:
+      values = grid.decode(codes)
+      fitted = mean(values * kept) / jnp.maximum(mean(values * values), _TINY)
+      new = Scale(jnp.where(fitted >= _TINY, fitted, scale.scale))
+    loss = mean(jnp.power(jnp.abs(off(new)[1]) / start.scale + 1e-12, 0.7))
+    better = loss < least
+    best = Scale(*(None if a is None else jnp.where(better, a, b) for a, b in zip(new, best)))
+    return new, best, jnp.where(better, loss, least)
+
+  loss = mean(jnp.power(jnp.abs(off(start)[1]) / start.scale + 1e-12, 0.7))
+  return jax.lax.fori_loop(0, 20, body, (start, start, loss))[1]
+
+
+def _power_of_two(x, valid, axes, grid, q, importance):
+  if grid.zero_point:
+    raise ValueError(f'power_of_two is for grids without zero points, not {grid.name}.')
+  peak = jnp.abs(x).max(axes, keepdims=True, initial=0.0)
+  exponent = jnp.frexp(peak)[1] - 1 - (math.frexp(grid.limit)[1] - 1)
+  # The range of E8M0, without its one denormal float32.
+  scale = jnp.ldexp(jnp.ones_like(peak), jnp.clip(exponent, -126, 127))
+  return Scale(jnp.where(peak >= _TINY, scale, 1.0).astype(jnp.float8_e8m0fnu))
+
+
+def _two_level(x, valid, axes, grid, q, importance):
+  if grid.zero_point:
+    raise ValueError(f'two_level is for grids without zero points, not {grid.name}.')
+  return Scale(jnp.abs(x).max(axes, keepdims=True, initial=0.0) * np.float32(1.0 / grid.limit))
+
+
+def _two_levels(scale):
+  """Scales in float8_e4m3 of one float32 factor a matrix, so that the largest is 448."""
+  factor = _of_peak(scale.scale.max((-2, -1), keepdims=True, initial=0.0), 448.0)
+  # The smallest float8, not zero, where a cell is small beside the largest.
+  inside = jnp.clip(scale.scale / factor, 2.0**-9, 448.0)
+  return Scale(inside.astype(jnp.float8_e4m3fn), None, factor)
+
+
+_RULES = {'absmax': _absmax, 'absmean': _absmean, 'minmax': _minmax, 'percentile': _percentile,
+          'mse': _mse, 'hqq': _hqq, 'power_of_two': _power_of_two,
+          'two_level': _two_level}

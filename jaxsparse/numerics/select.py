@@ -64,6 +64,10 @@ def _search(count, k, low, high, at_low, at_high) -> tuple[jax.Array, jax.Array]
             jnp.where(enough, n, at_low), jnp.where(enough, at_high, n), ~turn)
 
   shape = low.shape
+  # Inside shard_map all of the carry differs between devices if any of it does.
+  none = (low & 0) | (high & 0) | ((at_low | at_high) & 0).astype(jnp.uint32)
+  low, high, at_low = low | none, high | none, at_low | none.astype(jnp.int32)
+  at_high |= none.astype(jnp.int32)
   start = (low, high, jnp.broadcast_to(at_low, shape), jnp.broadcast_to(at_high, shape),
            jnp.zeros([], bool))
   low, _, at_low, _, _ = jax.lax.while_loop(unfinished, narrow, start)
@@ -132,6 +136,34 @@ def top_k_masks(scores: list[jax.Array], k) -> list[jax.Array]:
   return _select(scores, k, None)
 
 
+@functools.partial(jax.jit, static_argnames='axes')
+def kth_largest(x: jax.Array, k, *, axes: tuple[int, ...]) -> jax.Array:
+  """The `k`-th largest value of each slice, the axes of a slice kept as 1.
+
+  Args:
+    x: floating, any shape; fewer than 2^31 entries in a slice, none of them NaN.
+    k: an integer array broadcastable against the slices, from 1 to their size.
+    axes: the axes of a slice.
+
+  Returns:
+    float32.
+
+  Example:
+    >>> kth_largest(jnp.array([[3., 1., 2.]]), jnp.array([[2]]), axes=(1,)).tolist()
+    [[2.0]]
+  """
+  x = x.astype(jnp.float32)
+  axes = tuple(a % x.ndim for a in axes)
+  slices = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+  k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), slices)
+  reach = lambda key: _count(x >= _of_key(key), axes, True)
+  low, high = x.min(axes, keepdims=True), x.max(axes, keepdims=True)
+  total = jnp.full(slices, math.prod(x.shape[a] for a in axes), jnp.int32)
+  key, _ = _search(reach, k, _key(low), _key(high) + 1, total, jnp.zeros_like(k))
+  # The threshold may lie between two values.
+  return jnp.where(x >= _of_key(key), x, jnp.inf).min(axes, keepdims=True)
+
+
 # Compiled by shape, so that calls outside jit do not compile anew.
 @functools.partial(jax.jit, static_argnames='axes')
 def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[jax.Array]:
@@ -176,7 +208,7 @@ def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[ja
     return _search(lambda t: count(tied_at(t)), jnp.maximum(wanted, 1), zero,
                    jnp.full_like(zero, sum(sizes)), count(tied_at(zero)), jnp.zeros_like(k))[0]
 
-  first = jax.lax.cond((found <= at_least).all(), lambda: jnp.zeros(slices, jnp.uint32),
+  first = jax.lax.cond((found <= at_least).all(), lambda: key & 0,
                        first_of_ties)
   return [(a | (x & (i >= first))) & (k > 0) for a, x, i in map(parts, scores, slice_axes, ends)]
 

@@ -1,5 +1,8 @@
 """Where transforms meet optax: the wrapper, and optimizer states that follow the weights."""
 
+from jaxsparse.optimizers import compressors
+from jaxsparse.optimizers.error_feedback import ErrorFeedbackState
+from jaxsparse.optimizers.error_feedback import error_feedback
 from jaxsparse.optimizers.lora_plus import lora_plus
 from jaxsparse.optimizers.masked import masked_adaptive_clip
 from jaxsparse.optimizers.masked import masked_clip
@@ -7,10 +10,18 @@ from jaxsparse.optimizers.masked import masked_decay
 from jaxsparse.optimizers.masked import masked_rms_clip
 from jaxsparse.optimizers.masked import masked_updates
 from jaxsparse.optimizers.moments import realign
+from jaxsparse.optimizers.narrow_params import KahanState
+from jaxsparse.optimizers.narrow_params import StochasticRoundingState
+from jaxsparse.optimizers.narrow_params import kahan
+from jaxsparse.optimizers.narrow_params import stochastic_rounding
+from jaxsparse.optimizers.quantized_state import QuantizedState
+from jaxsparse.optimizers.quantized_state import quantized_state
 from jaxsparse.optimizers.wrap import WrapState
 from jaxsparse.optimizers.wrap import wrap
 
 __all__ = [
-    'WrapState', 'lora_plus', 'masked_adaptive_clip', 'masked_clip', 'masked_decay',
-    'masked_rms_clip', 'masked_updates', 'realign', 'wrap',
+    'ErrorFeedbackState', 'KahanState', 'QuantizedState', 'StochasticRoundingState', 'WrapState',
+    'compressors', 'error_feedback', 'kahan', 'lora_plus', 'masked_adaptive_clip', 'masked_clip',
+    'masked_decay', 'masked_rms_clip', 'masked_updates', 'quantized_state', 'realign',
+    'stochastic_rounding', 'wrap',
 ]

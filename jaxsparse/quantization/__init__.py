@@ -1,12 +1,25 @@
 """Quantization: grid x granularity x scale rule, in training and after."""
 
+from jaxsparse.quantization.awq import awq
+from jaxsparse.quantization.bias_correction import correct_bias
 from jaxsparse.quantization.fake_quantize import fake_quantize
+from jaxsparse.quantization.freeze_oscillations import OscillationState
+from jaxsparse.quantization.freeze_oscillations import freeze_oscillations
+from jaxsparse.quantization.gptq import gptq
+from jaxsparse.quantization.gradual_quantize import gradual_quantize
 from jaxsparse.quantization.lsq import Lsq
 from jaxsparse.quantization.lsq import lsq
 from jaxsparse.quantization.nf4 import nf4
 from jaxsparse.quantization.quantize import quantize
+from jaxsparse.quantization.scheme import percentile
+from jaxsparse.quantization.smoothquant import smoothquant
 
-TRANSFORMS = (fake_quantize, lsq, nf4, quantize)
-VALUES = ()
+TRANSFORMS = (awq, fake_quantize, freeze_oscillations, gptq, gradual_quantize, lsq, nf4, quantize,
+              smoothquant)
+VALUES = (percentile,)
 
-__all__ = ['Lsq', 'TRANSFORMS', 'VALUES', 'fake_quantize', 'lsq', 'nf4', 'quantize']
+__all__ = [
+    'Lsq', 'OscillationState', 'TRANSFORMS', 'VALUES', 'awq', 'correct_bias', 'fake_quantize',
+    'freeze_oscillations', 'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize',
+    'smoothquant',
+]

@@ -7,8 +7,8 @@ each output, where the paper's run along the flattened weight: never flatten a w
 from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.numerics import grids
 from jaxsparse.quantization import frozen
+from jaxsparse.quantization import scheme as schemes
 
 
 def nf4(*, group: int = 64, double_quantize: bool | int = False) -> transforms.Transform:
@@ -32,6 +32,5 @@ def nf4(*, group: int = 64, double_quantize: bool | int = False) -> transforms.T
     [[2.0], [0.0]]
   """
   spelling = spell.call(nf4, locals())
-  p = frozen.on_grid(grids.grid('nf4'), 'group', frozen.check_granularity('group', group),
-                     frozen.check_double_quantize(double_quantize))
+  p = frozen.on_grid(schemes.scheme('nf4', 'group', group, None, double_quantize))
   return parametrization.leafwise(p, spec=transforms.Spec(spelling, restructures=True))

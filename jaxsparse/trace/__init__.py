@@ -13,7 +13,12 @@ from jaxsparse.trace.flops import flops
 from jaxsparse.trace.hooks import hooked
 from jaxsparse.trace.observers import Observer
 from jaxsparse.trace.observers import Range
+from jaxsparse.trace.learned_activations import ActivationRange
+from jaxsparse.trace.learned_activations import activation_ranges
+from jaxsparse.trace.learned_activations import learned_activations
 from jaxsparse.trace.observers import gram
+from jaxsparse.trace.observers import input_max
+from jaxsparse.trace.observers import input_mean
 from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
@@ -25,8 +30,9 @@ from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
-    'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'axes_of',
-    'calibrate', 'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
+    'ActivationRange', 'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk',
+    'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate', 'contractions', 'dispatch', 'flops',
+    'gram', 'hooked', 'input_max', 'input_mean', 'input_norm', 'learned_activations', 'one_shot',
     'quantize_activations', 'range_', 'shrink', 'silence', 'threshold_activations',
     'top_k_activations', 'zero_fraction',
 ]

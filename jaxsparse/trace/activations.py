@@ -1,5 +1,6 @@
 """Fake quantization of activations, where they meet a weight."""
 
+import dataclasses
 import functools
 from typing import Callable
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import rounding
 from jaxsparse.trace import hooks
+from jaxsparse.trace import products
 
 GRANULARITIES = ('tensor', 'row')
 
@@ -19,7 +21,8 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *,
   """Rounds the input of every product with a weight to a grid, scaled by its own absmax.
 
   The scale is dynamic, so nothing is calibrated: `s = max |x| / limit`, `x <- s round(x / s)`,
-  with a straight-through gradient. Lookups are left alone; so are products of two activations.
+  with a straight-through gradient. Inputs of a weight that `smoothquant` stored are divided by its
+  row scales first. Lookups are left alone; so are products of two activations.
 
   Args:
     apply_fn: called as `apply_fn(params, *args, **kwargs)`.
@@ -45,6 +48,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *,
   def hook(contraction, x, w):
     if contraction.kind == 'gather' or not jnp.issubdtype(x.dtype, jnp.floating):
       return contraction.compute(x, w), None
+    x, w = _smoothed(contraction, x, w)
     axes = None if granularity == 'tensor' else within_row(contraction, x)
     return contraction.compute(_quantize(x, grid, axes), w), None
 
@@ -55,6 +59,24 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *,
     return watched(params, *args, **kwargs)[0]
 
   return call
+
+
+def _smoothed(contraction, x, w):
+  """`x` divided by the row scales a stored weight was multiplied by, and the weight without."""
+  rows = getattr(w, 'input_scale', None)
+  if rows is None or contraction.kind != 'dot' or not contraction.takes(w):
+    return x, w
+  numbers, shared = products.weight_on_the_right(contraction, w)
+  if shared:
+    return x, w
+  layout = w.layout
+  (x_contracted, w_contracted), (x_batch, w_batch) = numbers
+  partner = dict(zip((*w_contracted, *w_batch), (*x_contracted, *x_batch)))
+  natural = (*layout.batch, *layout.axes.reduction)
+  places = [partner[a] for a in natural]
+  scale = rows.reshape([layout.shape[a] for a in natural]).transpose(np.argsort(places))
+  scale = scale.reshape([x.shape[a] if a in places else 1 for a in range(x.ndim)])
+  return (x / scale).astype(x.dtype), dataclasses.replace(w, input_scale=None)
 
 
 def _quantize(x: jax.Array, grid: grids.Grid, axes) -> jax.Array:

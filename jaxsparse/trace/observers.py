@@ -85,6 +85,21 @@ def _square_sums(contraction, x):
   return None if rows is None else jnp.square(rows).sum(-2)
 
 
+def _peaks(contraction, x):
+  if contraction.kind == 'ragged_dot':
+    return None
+  rows = rows_of(contraction, x)
+  return None if rows is None else jnp.abs(rows).max(-2, initial=0.0)
+
+
+def _sums(contraction, x):
+  if contraction.kind == 'ragged_dot':
+    return None
+  rows = rows_of(contraction, x)
+  return None if rows is None else (rows.sum(-2), jnp.full(rows.shape[:-2] + (1,),
+                                                           float(rows.shape[-2])))
+
+
 def _range(contraction, x):
   if contraction.kind == 'gather':
     return None
@@ -105,6 +120,12 @@ gram = Observer(_gram)
 
 # The l2 norm of each input feature over all rows: float32 [*batch, R] (groups as for gram).
 input_norm = Observer(_square_sums, finish=jnp.sqrt)
+
+# The largest magnitude of each input feature: float32 [*batch, R] (groups as for gram).
+input_max = Observer(_peaks, merge=lambda a, b: jax.tree.map(jnp.maximum, a, b))
+
+# The mean of each input feature over all rows: float32 [*batch, R] (groups as for gram).
+input_mean = Observer(_sums, finish=lambda sums: sums[0] / jnp.maximum(sums[1], 1.0))
 
 # The smallest and largest input, as `Range`. The underscore spares Python's own `range`.
 range_ = Observer(_range, merge=_wider)

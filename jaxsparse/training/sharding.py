@@ -119,6 +119,8 @@ def sharding_specs(transform: transforms.Transform, params: Any, specs: Any, *,
 def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -> Any:
   """Specs of `tx.init(params)`: moments like their parameters, everything else replicated.
 
+  Of moments in fewer bits (`quantized_state`) the axes that are as long as the parameter's.
+
   Args:
     tx: the optimizer.
     params: latent parameters, or their abstract values.
@@ -133,7 +135,16 @@ def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -
   abstract = jax.eval_shape(tx.init, params)
   # `optax.partition` and `masked` hold a placeholder for what another optimizer owns.
   masked = lambda x: isinstance(x, optax.MaskedNode)
-  same = lambda x, p, s: x if masked(x) else s if x.shape == p.shape else PartitionSpec()
+
+  def same(x, p, s):
+    if masked(x) or x.shape == p.shape:
+      return x if masked(x) else s
+    if x.ndim != p.ndim:
+      return PartitionSpec()
+    # Packed codes and scales: axes that were not shortened are divided as before.
+    return PartitionSpec(*(s[a] if a < len(s) and x.shape[a] == p.shape[a] else None
+                           for a in range(x.ndim)))
+
   return optax.tree_map_params(tx, same, abstract, jax.eval_shape(lambda p: p, params), specs,
                                transform_non_params=lambda _: PartitionSpec(), is_leaf=masked)
 

@@ -23,7 +23,8 @@ from jaxsparse.sparsity import TRANSFORMS as PRUNING
 
 FACTORIES = (*PRUNING, *quantization.TRANSFORMS, *lowrank.TRANSFORMS, *sharing.TRANSFORMS)
 
-GUESSES = {'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
+GUESSES = {'dtypes': "('int8', 'int4')", 'every': '1',
+           'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
            'k': '16', 'group': '5', 'criterion': "'random'",
            'schedule': 'linear(0.5, end=2, every=1)'}
 
@@ -43,7 +44,14 @@ ARGUMENTS = {
     'straight_through': ['straight_through(cosine(0.5, end=3, every=2), every=4)'],
     'top_kast': ['top_kast(0.75, backward=0.5, every=1)'],
     'fake_quantize': ["fake_quantize('int4', granularity='group', group=3)",
-                      "fake_quantize('int8', granularity='tensor')"],
+                      "fake_quantize('int8', granularity='tensor')",
+                      "fake_quantize('uint4', group=(4, 3))",
+                      "fake_quantize('nvfp4')",
+                      "fake_quantize('int4', rounding='stochastic')"],
+    'gradual_quantize': ["gradual_quantize(('int8', 'uint4'), every=1, group=3)"],
+    'awq': ["awq('uint4', group=3, scale='mse')"],
+    'gptq': ["gptq('uint4', group=5, act_order=False)", "gptq('mxfp4')"],
+    'quantize': ["quantize('mxfp8')", "quantize('uint3', scale='mse')"],
     'optimal_brain': ['optimal_brain(pattern=n_m(2, 4))'],
     'sparsegpt': ['sparsegpt(0.75, block=4)', 'sparsegpt(pattern=n_m(2, 4))'],
     'wanda': ['wanda(pattern=n_m(1, 4))', 'wanda(0.5, pattern=block(2, 1))'],

@@ -27,7 +27,7 @@ class GridTest(parameterized.TestCase):
       grids.integer(bits)
 
   def test_unknown_name(self):
-    with self.assertRaisesRegex(ValueError, "'int9' is not a grid; known: int3, int4, .*nf4"):
+    with self.assertRaisesRegex(ValueError, "'int9' is not a grid; known: binary, .*int3, .*nf4"):
       grids.grid('int9')
 
   @hypothesis.settings(max_examples=30)

@@ -92,11 +92,17 @@ class FakeQuantizeTest(parameterized.TestCase):
     np.testing.assert_array_equal(packed.todense(), out)
 
   @parameterized.named_parameters(
-      dict(testcase_name='dtype', kwargs=dict(dtype='int2'), message="'int2' is not a grid"),
+      dict(testcase_name='dtype', kwargs=dict(dtype='int9'), message="'int9' is not a grid.*mxfp4"),
       dict(testcase_name='grain', kwargs=dict(granularity='row'), message="got 'row'"),
       dict(testcase_name='no_group', kwargs=dict(granularity='group'), message='group=None'),
-      dict(testcase_name='stray', kwargs=dict(group=4), message="granularity='channel', group=4"),
-      dict(testcase_name='zero', kwargs=dict(granularity='group', group=0), message='got 0'))
+      dict(testcase_name='stray', kwargs=dict(granularity='channel', group=4),
+           message="granularity='channel', group=4"),
+      dict(testcase_name='zero', kwargs=dict(granularity='group', group=0), message='got 0'),
+      dict(testcase_name='block', kwargs=dict(group=(4,)), message=r'got \(4,\)'),
+      dict(testcase_name='rule', kwargs=dict(scale='max'), message="got 'max'"),
+      dict(testcase_name='zero_points', kwargs=dict(dtype='uint4', scale='power_of_two'),
+           message='without zero points, not uint4'),
+      dict(testcase_name='fixed', kwargs=dict(dtype='mxfp4', group=16), message='fixes'))
   def test_bad(self, kwargs, message):
     with self.assertRaisesRegex(ValueError, message):
       jsp.fake_quantize(**({'dtype': 'int8'} | kwargs))

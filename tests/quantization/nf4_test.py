@@ -70,7 +70,7 @@ class Nf4Test(parameterized.TestCase):
       part = np.s_[:, start:start + 256]
       logs = np.log(np.where(live, plain, np.nan))[part]
       half = (np.nanmax(logs, 1) - np.nanmin(logs, 1)) / 510
-      error = np.abs(np.log(np.asarray(state.scales)[part]) - logs)
+      error = np.abs(np.log(np.asarray(state.scale_values)[part]) - logs)
       self.assertTrue((np.nanmax(error, 1) <= half + 1e-6).all())
     out = np.asarray(state.todense())
     step = 0.16 if 'nf4' in text else 0.5   # half of the widest gap of the grid, in scales

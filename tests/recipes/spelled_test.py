@@ -21,7 +21,7 @@ class SpelledTest(parameterized.TestCase):
       ('magnitude(0.9, pattern=n_m(2, 4))', r'n_m\(2, 4\) has sparsity 0.5, but 0.9'),
       ("fake_quantize('int9')", r"'int9' is not a grid; known: .*int8"),
       ("fake_quantize('int8', granularity='row')", r'granularity must be one of tensor, channel'),
-      ("fake_quantize('int8', group=32)", r"group= goes with granularity='group'"),
+      ("fake_quantize('int8', granularity='channel', group=32)", r"group= goes with gran"),
       ('lsq(bits=1)', r'bits must be an integer from 2 to 8, got 1'),
       ('low_rank(0)', r'a rank must be a positive integer'),
       ('clustered(1)', r'k must be an integer from 2 to 256, got 1'),

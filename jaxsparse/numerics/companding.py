@@ -1,0 +1,110 @@
+"""Codes of optimizer states: square-root companding in blocks, in which nothing becomes zero.
+
+Of a block with largest magnitude a, `x = sign(x) (|code| / K)^2 a`: levels lie densest near zero,
+where Adam's second moments are, and `sqrt(v)` is linear in its code. Only an exact zero has the
+code 0; what would round to it has the code 1, as a second moment of zero under a momentum that is
+not is a division by epsilon: what makes other 8-bit Adams end in NaN. Blocks without negative
+values spend no code on signs (K is 2^bits - 1 instead of 2^(bits-1) - 1); the sign of their stored
+scale says so. NaN and infinity spread over their block.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def geometry(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
+  """How far a block reaches along each axis: the last axis first where it is long enough.
+
+  Example:
+    >>> geometry((64, 256), 128), geometry((256, 10), 128), geometry((3, 3, 32, 32), 128)
+    ((1, 128), (128, 1), (1, 1, 4, 32))
+  """
+  extent, left = [1] * len(shape), block
+  order = sorted(range(len(shape)), key=lambda a: (-shape[a], -a))
+  if shape and shape[-1] >= block:
+    order = [len(shape) - 1]
+  for a in order:
+    extent[a] = min(shape[a], left)
+    left //= max(extent[a], 1)
+    if left <= 1:
+      break
+  return tuple(extent)
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'block'))
+def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array]:
+  """Codes and scales of `x`, of any shape with no axis of size 0.
+
+  Args:
+    x: floating.
+    bits: 8 or 4.
+    block: values that share a scale, at most.
+
+  Returns:
+    uint8 codes, of the shape of `x` for 8 bits, two to a byte along its first axis for 4; and
+    float32 scales `[ceil(n / extent), ...]`, one axis for each of `x`.
+  """
+  blocks, axes, _ = _split(x.astype(jnp.float32), geometry(x.shape, block))
+  low = blocks.min(axes, keepdims=True)
+  high = blocks.max(axes, keepdims=True)
+  peak = jnp.maximum(high, -low)
+  signs = low < 0
+  half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
+  levels = jnp.where(signs, half, full)
+  # Of a block, so that an entry costs a product and a root; bounded, so that it is finite.
+  inverse = levels * levels / jnp.maximum(peak, 1e-30)
+  magnitude = jnp.round(jnp.sqrt(jnp.abs(blocks) * inverse))
+  magnitude = jnp.clip(magnitude, (blocks != 0).astype(jnp.float32), levels)
+  offset = jnp.where(signs, half + 1, 0.0)
+  codes = (jnp.where(blocks < 0, -magnitude, magnitude) + offset).astype(jnp.uint8)
+  codes = _joined(codes, x.shape)
+  scale = jnp.where(signs, peak, -peak).reshape(blocks.shape[0::2])
+  return (_packed(codes) if bits == 4 else codes), scale
+
+
+@functools.partial(jax.jit, static_argnames=('shape', 'bits', 'block'))
+def decode(codes: jax.Array, scale: jax.Array, shape: tuple[int, ...], *, bits: int,
+           block: int) -> jax.Array:
+  """The float32 array of `shape` that was encoded."""
+  codes = _unpacked(codes, shape[0]) if bits == 4 else codes
+  blocks, _, _ = _split(codes, geometry(shape, block))
+  scale = scale.reshape([n for pair in zip(scale.shape, [1] * scale.ndim) for n in pair])
+  half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
+  signs = ~(scale < 0)
+  offset = jnp.where(signs, half + 1, 0.0)
+  levels = jnp.where(signs, half, full)
+  signed = blocks.astype(jnp.float32) - jnp.where(scale == 0, 0.0, offset)
+  step = jnp.abs(scale) * (1 / (levels * levels))
+  return _joined(signed * jnp.abs(signed) * step, shape)
+
+
+def _split(x, extent):
+  """`x` with each axis as (blocks, inside), padded with zeros; the inner axes; and the padding."""
+  padding = [(0, -n % b) for n, b in zip(x.shape, extent)]
+  if any(p for _, p in padding):
+    x = jnp.pad(x, padding)
+  shape = [m for n, b in zip(x.shape, extent) for m in (n // b, b)]
+  return x.reshape(shape), tuple(range(1, len(shape), 2)), padding
+
+
+def _joined(blocks, shape):
+  whole = [math.prod(blocks.shape[n:n + 2]) for n in range(0, blocks.ndim, 2)]
+  out = blocks.reshape(whole)
+  return out if tuple(whole) == tuple(shape) else out[tuple(slice(n) for n in shape)]
+
+
+def _packed(codes):
+  # Neighbouring rows share a byte: XLA:CPU vectorizes that, and neighbouring columns not.
+  if codes.shape[0] % 2:
+    codes = jnp.pad(codes, [(0, 1)] + [(0, 0)] * (codes.ndim - 1))
+  pairs = codes.reshape(-1, 2, *codes.shape[1:])
+  return pairs[:, 0] | (pairs[:, 1] << np.uint8(4))
+
+
+def _unpacked(codes, size):
+  pairs = jnp.stack([codes & np.uint8(15), codes >> np.uint8(4)], 1)
+  return pairs.reshape(-1, *codes.shape[1:])[:size]

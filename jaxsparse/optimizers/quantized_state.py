@@ -1,0 +1,105 @@
+"""Optimizer states in 8 or 4 bits, around any optax transformation.
+
+Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (arXiv:2110.02861), with the codes
+of `numerics.companding` in place of their map: second moments never become zero. State is decoded,
+updated by the inner transformation, and encoded again; nothing need be known of the inner one.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.core import names
+from jaxsparse.core import transform as transforms
+from jaxsparse.numerics import companding
+
+_BLOCKS = {8: 128, 4: 64}
+
+
+class QuantizedState(NamedTuple):
+  """State of a `quantized_state` optimizer: two trees like the inner optimizer's state."""
+
+  codes: Any    # uint8 where quantized, else the inner state's own leaf
+  scales: Any   # float32 where quantized, else an empty float32 scalar
+
+
+def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: int | None = None,
+                    only: str | None = None) -> optax.GradientTransformationExtraArgs:
+  """`tx` with its floating state in `bits` bits, a float32 scale for every `block` values.
+
+  Codes of 8 bits have the shape of what they stand for, so they shard like it; of 4 bits they are
+  packed along the first axis. Leaves with fewer values than a block, and integers, stay whole. Wrap
+  the innermost transformation that holds moments: accumulated gradients (`MultiSteps`) and copies
+  of params (`lookahead`) would be rounded too.
+
+  Args:
+    tx: any optax transformation; extra arguments are passed on to it.
+    bits: 8 or 4. With 4, watch the loss.
+    block: values that share a scale; 128 for 8 bits, 64 for 4, when None.
+    only: a regular expression that the whole path of a state leaf ('0/mu/dense/kernel') must match
+      for it to be quantized; None takes all.
+
+  Returns:
+    An optax transformation with state `QuantizedState`.
+
+  Raises:
+    ValueError: `bits` is neither 8 nor 4, or `block` is no positive integer; or, in `init`, `only`
+      matches no leaf of the state.
+
+  Example:
+    >>> tx, params = quantized_state(optax.adam(0.1)), {'w': jnp.ones((256, 256))}
+    >>> state = tx.init(params)
+    >>> bytes_of = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+    >>> round(bytes_of(state) / bytes_of(optax.adam(0.1).init(params)), 3)
+    0.258
+  """
+  if bits not in _BLOCKS or isinstance(bits, bool):
+    raise ValueError(f'bits must be 8 or 4, got {bits!r}.')
+  block = _BLOCKS[bits] if block is None else block
+  if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+    raise ValueError(f'block must be a positive number of values, got {block!r}.')
+  matches = names.compile_pattern(only).fullmatch if only is not None else lambda name: True
+  tx = optax.with_extra_args_support(tx)
+
+  def encoded(state):
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
+    pairs = [companding.encode(x, bits=bits, block=block) if _takes(path, x, block, matches)
+             else (x, jnp.zeros([], jnp.float32)) for path, x in leaves]
+    codes, scales = (treedef.unflatten(part) for part in ([p[0] for p in pairs],
+                                                          [p[1] for p in pairs]))
+    return QuantizedState(codes, scales)
+
+  def decoded(state, like):
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+    codes, scales = treedef.flatten_up_to(state.codes), treedef.flatten_up_to(state.scales)
+    return treedef.unflatten([
+        companding.decode(c, s, x.shape, bits=bits, block=block).astype(x.dtype)
+        if _takes(path, x, block, matches) else c
+        for (path, x), c, s in zip(leaves, codes, scales)])
+
+  def init(params):
+    state = tx.init(params)
+    if only is not None and jax.tree.leaves(params):
+      found = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+      if not any(map(matches, found)):
+        raise ValueError(f'{only!r} matches no leaf of the optimizer state; it has '
+                         f'{", ".join(found) or "none"}.')
+    return encoded(state)
+
+  def update(updates, state, params=None, **extra):
+    # Shapes alone are asked for, and gradients have those of the params.
+    like = jax.eval_shape(tx.init, updates if params is None else params)
+    updates, inner = tx.update(updates, decoded(state, like), params, **extra)
+    return updates, encoded(inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _takes(path, x, block, matches) -> bool:
+  return transforms.is_floating(x) and x.ndim > 0 and x.size >= block and matches(_name(path))
+
+
+def _name(path) -> str:
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
