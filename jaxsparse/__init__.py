@@ -40,9 +40,11 @@ from jaxsparse.formats import nbytes
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.lowrank import Lora
 from jaxsparse.lowrank import LowRank
+from jaxsparse.lowrank import NormalizedLowRank
 from jaxsparse.lowrank import lora
 from jaxsparse.lowrank import low_rank
 from jaxsparse.optimizers import WrapState
+from jaxsparse.optimizers import frobenius_decay
 from jaxsparse.optimizers import masked_adaptive_clip
 from jaxsparse.optimizers import masked_clip
 from jaxsparse.optimizers import masked_decay

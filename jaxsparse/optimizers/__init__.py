@@ -1,5 +1,6 @@
 """Where transforms meet optax: the wrapper, and optimizer states that follow the weights."""
 
+from jaxsparse.optimizers.frobenius import frobenius_decay
 from jaxsparse.optimizers.masked import masked_adaptive_clip
 from jaxsparse.optimizers.masked import masked_clip
 from jaxsparse.optimizers.masked import masked_decay
@@ -10,6 +11,6 @@ from jaxsparse.optimizers.wrap import WrapState
 from jaxsparse.optimizers.wrap import wrap
 
 __all__ = [
-    'WrapState', 'masked_adaptive_clip', 'masked_clip', 'masked_decay', 'masked_rms_clip',
-    'masked_updates', 'realign', 'wrap',
+    'WrapState', 'frobenius_decay', 'masked_adaptive_clip', 'masked_clip', 'masked_decay',
+    'masked_rms_clip', 'masked_updates', 'realign', 'wrap',
 ]

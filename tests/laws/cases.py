@@ -47,7 +47,7 @@ ARGUMENTS = {
     'optimal_brain': ['optimal_brain(pattern=n_m(2, 4))'],
     'sparsegpt': ['sparsegpt(0.75, block=4)', 'sparsegpt(pattern=n_m(2, 4))'],
     'wanda': ['wanda(pattern=n_m(1, 4))', 'wanda(0.5, pattern=block(2, 1))'],
-    'low_rank': ['low_rank(0.5)'],
+    'low_rank': ['low_rank(0.5)', 'low_rank(2, normalize=True)'],
     'lora': ['lora(4, base=nf4(group=4))', 'lora(4, base=nm(2, 4))'],
 }
 
