@@ -30,6 +30,8 @@ from jaxsparse.core.schedules import cubic
 from jaxsparse.core.schedules import every
 from jaxsparse.core.schedules import linear
 from jaxsparse.core.schedules import schedule
+from jaxsparse.core.stages import Course
+from jaxsparse.core.stages import Turn
 from jaxsparse.core.transform import Transform
 from jaxsparse.core.transform import identity
 from jaxsparse.core.transform import spell_transform as spell
@@ -41,8 +43,14 @@ from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.lowrank import Lora
 from jaxsparse.lowrank import LowRank
 from jaxsparse.lowrank import NormalizedLowRank
+from jaxsparse.lowrank import StableRanks
+from jaxsparse.lowrank import choose_ranks
+from jaxsparse.lowrank import cuttlefish
 from jaxsparse.lowrank import lora
 from jaxsparse.lowrank import low_rank
+from jaxsparse.lowrank import ranks_settled
+from jaxsparse.lowrank import stable_ranks
+from jaxsparse.lowrank import track_stable_rank
 from jaxsparse.optimizers import WrapState
 from jaxsparse.optimizers import frobenius_decay
 from jaxsparse.optimizers import masked_adaptive_clip
@@ -51,6 +59,8 @@ from jaxsparse.optimizers import masked_decay
 from jaxsparse.optimizers import masked_rms_clip
 from jaxsparse.optimizers import masked_updates
 from jaxsparse.optimizers import realign
+from jaxsparse.optimizers import WarmState
+from jaxsparse.optimizers import warm_again
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
 from jaxsparse.quantization import fake_quantize
@@ -108,6 +118,7 @@ from jaxsparse.trace import axes_of
 from jaxsparse.trace import calibrate
 from jaxsparse.trace import contractions
 from jaxsparse.trace import dispatch
+from jaxsparse.trace import factor_speedups
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
 from jaxsparse.trace import hooked

@@ -38,6 +38,8 @@ class Spec(NamedTuple):
     regrows: whether `update` may bring back what was pruned, which `realign` then sets to zero.
     final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
       schedule ends with, where the pattern allows them; None for what does not prune.
+    next_stage: `(params, state, stages.Course) -> stages.Turn or None`: host code that a run asks
+      between two steps, which may answer with the transform to go on with; None stays for good.
   """
 
   spelling: Any = None
@@ -48,6 +50,7 @@ class Spec(NamedTuple):
   projects: bool = False
   regrows: bool = True
   final_masks: Callable | None = None
+  next_stage: Callable | None = None
 
 
 class Transform(NamedTuple):

@@ -17,6 +17,7 @@ from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
 from jaxsparse.formats import low_rank as low_rank_format
+from jaxsparse.lowrank import ranks
 from jaxsparse.numerics import linalg
 
 
@@ -78,7 +79,7 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
   by_name = rank if isinstance(rank, dict) else None
   for value in (by_name.values() if by_name is not None else [rank]):
     _check_rank(value)
-  check_multiple(multiple)
+  ranks.check_multiple(multiple)
 
   def init(w, *, name):
     full = min(w.shape[-2:])
@@ -87,7 +88,7 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
       raise ValueError(f'rank {wanted} was asked for, but the full rank of its matrix '
                        f'{tuple(w.shape[-2:])} is {full}.')
     r = max(round(wanted * full), 1) if isinstance(wanted, float) else wanted
-    u, v = linalg.truncated_svd(w.astype(jnp.float32), rounded(r, multiple, full))
+    u, v = linalg.truncated_svd(w.astype(jnp.float32), ranks.rounded(r, multiple, full))
     if not normalize:
       return LowRank(u.astype(w.dtype), v.astype(w.dtype)), ()
     norm = _norms(u)
@@ -106,17 +107,6 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
   spec = transforms.Spec(spelling, restructures=True)
   lifted = parametrization.leafwise(p, spec=spec)
   return lifted if by_name is None else _only(by_name, lifted)
-
-
-def rounded(rank: int, multiple: int, full: int) -> int:
-  """`rank` rounded up to a multiple, at most `full`."""
-  return min(-(-rank // multiple) * multiple, full)
-
-
-def check_multiple(multiple: int) -> None:
-  """Raises a ValueError unless it is a positive integer."""
-  if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-    raise ValueError(f'multiple must be a positive integer, got {multiple!r}.')
 
 
 def _norms(u):

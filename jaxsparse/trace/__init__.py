@@ -17,6 +17,7 @@ from jaxsparse.trace.observers import gram
 from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
+from jaxsparse.trace.profile import factor_speedups
 from jaxsparse.trace.shrink import Resized
 from jaxsparse.trace.shrink import Shrunk
 from jaxsparse.trace.shrink import shrink
@@ -26,7 +27,7 @@ from jaxsparse.trace.walk import contractions
 
 __all__ = [
     'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'axes_of',
-    'calibrate', 'contractions', 'dispatch', 'flops', 'gram', 'hooked', 'input_norm', 'one_shot',
-    'quantize_activations', 'range_', 'shrink', 'silence', 'threshold_activations',
-    'top_k_activations', 'zero_fraction',
+    'calibrate', 'contractions', 'dispatch', 'factor_speedups', 'flops', 'gram', 'hooked',
+    'input_norm', 'one_shot', 'quantize_activations', 'range_', 'shrink', 'silence',
+    'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]
