@@ -30,6 +30,8 @@ class Task(NamedTuple):
     weights: pattern of the weights compressed by a transform that does not say.
     specs: `params -> tree of PartitionSpec` over mesh axes `data` and `model`, for meshes with a
       `model` axis; None replicates every weight.
+    epoch: steps in which the data is seen once, for transforms that look once an epoch; None where
+      a run sees less than all of it.
     facts: what the data and the model were: sizes, digests, versions; JSON values.
     about: a sentence for the report.
   """
@@ -44,5 +46,6 @@ class Task(NamedTuple):
   inputs: Any
   weights: str = '(.*/)?kernel'
   specs: Callable[[Any], Any] | None = None
+  epoch: int | None = None
   facts: Mapping[str, Any] = {}
   about: str = ''

@@ -47,13 +47,15 @@ class Config:
   """Everything that shapes a run.
 
   Attributes:
-    model: 'cnn', 'mlp' or 'vit'.
+    model: 'cnn', 'mlp', 'normalized_mlp' or 'vit'.
     data: 'digits' or 'mnist'.
     width: of the model; a multiple of 4, so that 2:4 fits every compressed layer.
     steps: optimizer steps.
     batch_size: images a step.
-    rate: peak learning rate; warmed up over a tenth of the steps, then a cosine to zero.
-    weight_decay: of AdamW, a step and a unit of learning rate.
+    optimizer: 'adamw', or 'sgd' with momentum.
+    rate: peak learning rate. AdamW's is warmed up over a tenth of the steps, then a cosine to zero;
+      SGD's falls tenfold at half and three quarters of the steps.
+    weight_decay: a step and a unit of learning rate.
     shift: the most pixels an image is moved along each axis.
     seed: of initialization, order and movement; the split is always the same.
   """
@@ -63,6 +65,7 @@ class Config:
   width: int = 16
   steps: int = 1500
   batch_size: int = 64
+  optimizer: str = 'adamw'
   rate: float = 3e-3
   weight_decay: float = 1e-2
   shift: int = 1
@@ -71,6 +74,7 @@ class Config:
   def __post_init__(self):
     checks.choice('model', self.model, classifiers.MODELS)
     checks.choice('data', self.data, images.SETS)
+    checks.choice('optimizer', self.optimizer, optimizers.MADE)
     checks.whole('width', self.width, least=4)
     if self.width % 4:
       raise ValueError(f'width: found {self.width}, expected a multiple of 4.')
@@ -86,6 +90,10 @@ _SIZES = {
   '': Config(),
   'smoke': Config(steps=150),
   'vit': Config(model='vit', width=64, steps=1500, rate=4e-3),
+  'digits-mlp': Config(
+    model='normalized_mlp', width=512, steps=1320, batch_size=128, optimizer='sgd', rate=0.1,
+    weight_decay=2e-3,
+  ),
   'mnist': Config(data='mnist', steps=1200),
   'mnist-mlp': Config(model='mlp', data='mnist', width=100, steps=800, rate=1e-2, shift=0),
   'mnist-vit': Config(model='vit', data='mnist', width=64, steps=1000, rate=4e-3),
@@ -96,9 +104,9 @@ def get_config(arg: str = '') -> Config:
   """Returns the configuration of a size.
 
   Args:
-    arg: '' and 'vit' on digits; 'mnist', 'mnist-vit' and 'mnist-mlp' (LeNet-300-100, whose table of
-      prunings `experiments/benchmarks/pruning_quality.py` makes) on MNIST; 'smoke' for half a
-      minute.
+    arg: '', 'vit' and 'digits-mlp' (layers with norms, for low rank) on digits; 'mnist',
+      'mnist-vit' and 'mnist-mlp' (LeNet-300-100, whose table of prunings
+      `experiments/benchmarks/pruning_quality.py` makes) on MNIST; 'smoke' for half a minute.
 
   Raises:
     ValueError: for any other word.
@@ -144,13 +152,16 @@ def build(config: Config) -> task.Task:
     batch=functools.partial(
       images.batch, data, size=config.batch_size, seed=config.seed, shift=config.shift
     ),
-    tx=optimizers.warm_adamw(config.rate, steps=config.steps, weight_decay=config.weight_decay),
+    tx=optimizers.MADE[config.optimizer](
+      config.rate, steps=config.steps, weight_decay=config.weight_decay
+    ),
     steps=config.steps,
     evaluate=evaluate,
     apply=model.apply,
     inputs=data.train_images[:16],
     weights=model.weights,
     specs=model.specs,
+    epoch=max(1, len(data.train_labels) // config.batch_size),
     facts={
       'data': config.data,
       'train_images': len(data.train_labels),

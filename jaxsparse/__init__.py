@@ -31,6 +31,8 @@ from jaxsparse.core.schedules import cubic
 from jaxsparse.core.schedules import every
 from jaxsparse.core.schedules import linear
 from jaxsparse.core.schedules import schedule
+from jaxsparse.core.stages import Course
+from jaxsparse.core.stages import Turn
 from jaxsparse.core.transform import Transform
 from jaxsparse.core.transform import identity
 from jaxsparse.core.transform import spell_transform as spell
@@ -44,9 +46,13 @@ from jaxsparse.lowrank import Dora
 from jaxsparse.numerics.rounding import stochastic as stochastic_round
 from jaxsparse.lowrank import Lora
 from jaxsparse.lowrank import LowRank
+from jaxsparse.lowrank import NormalizedLowRank
+from jaxsparse.lowrank import StableRanks
 from jaxsparse.lowrank import adalora
 from jaxsparse.lowrank import asvd
 from jaxsparse.lowrank import choose_adapters
+from jaxsparse.lowrank import choose_ranks
+from jaxsparse.lowrank import cuttlefish
 from jaxsparse.lowrank import dora
 from jaxsparse.lowrank import export_peft
 from jaxsparse.lowrank import gaussian
@@ -58,8 +64,11 @@ from jaxsparse.lowrank import merge
 from jaxsparse.lowrank import mix_adapters
 from jaxsparse.lowrank import over_rank
 from jaxsparse.lowrank import pissa
+from jaxsparse.lowrank import ranks_settled
 from jaxsparse.lowrank import rslora
+from jaxsparse.lowrank import stable_ranks
 from jaxsparse.lowrank import svd_llm
+from jaxsparse.lowrank import track_stable_rank
 from jaxsparse.lowrank import unmerge
 from jaxsparse.optimizers import ErrorFeedbackState
 from jaxsparse.optimizers import KahanState
@@ -68,6 +77,7 @@ from jaxsparse.optimizers import StochasticRoundingState
 from jaxsparse.optimizers import WrapState
 from jaxsparse.optimizers import compressors
 from jaxsparse.optimizers import error_feedback
+from jaxsparse.optimizers import frobenius_decay
 from jaxsparse.optimizers import kahan
 from jaxsparse.optimizers import lora_plus
 from jaxsparse.optimizers import masked_adaptive_clip
@@ -77,7 +87,9 @@ from jaxsparse.optimizers import masked_rms_clip
 from jaxsparse.optimizers import masked_updates
 from jaxsparse.optimizers import quantized_state
 from jaxsparse.optimizers import realign
+from jaxsparse.optimizers import WarmState
 from jaxsparse.optimizers import stochastic_rounding
+from jaxsparse.optimizers import warm_again
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
 from jaxsparse.quantization import OscillationState
@@ -150,6 +162,7 @@ from jaxsparse.trace import axes_of
 from jaxsparse.trace import calibrate
 from jaxsparse.trace import contractions
 from jaxsparse.trace import dispatch
+from jaxsparse.trace import factor_speedups
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
 from jaxsparse.trace import hooked

@@ -277,7 +277,7 @@ def _work(asked, program, state, stack, watch) -> int:
       jsp.CheckpointStore(workdir / 'checkpoints', program.transform, keep=_KEEP.value) as store,
       _progress(asked, program.task.steps, first) as advance,
     ):
-      ts = loop.Loop(
+      runner = loop.Loop(
         program,
         seed=asked.config.seed,
         store=store,
@@ -287,7 +287,8 @@ def _work(asked, program, state, stack, watch) -> int:
         pulse=beat,
         event=event,
         advance=advance,
-      ).run()
+      )
+      ts = runner.run()
   except loop.Preempted as stop:
     event('preempted', step=stop.step)
     logging.warning('%s', stop)
@@ -306,7 +307,7 @@ def _work(asked, program, state, stack, watch) -> int:
   watch.at_once(leave)  # all is saved, and an evaluation may take longer than a scheduler waits
   seconds = time.perf_counter() - started if state == 'new' else None
   beat.at(ts.count, 'evaluate')
-  result = measure(asked, program, ts, seconds)
+  result = measure(asked, runner.program, ts, seconds, runner.stages)
   if first:
     rundir.finish(workdir, result)
     logging.info('accuracy %.4f. Written: %s', result['record']['accuracy'], workdir)
@@ -314,14 +315,17 @@ def _work(asked, program, state, stack, watch) -> int:
   return exits.DONE
 
 
-def measure(asked: Asked, program: loop.Program, ts: jsp.TrainState, seconds) -> dict[str, Any]:
+def measure(
+  asked: Asked, program: loop.Program, ts: jsp.TrainState, seconds, stages=()
+) -> dict[str, Any]:
   """Packs the weights and returns what `result.json` holds.
 
   Args:
     asked: what was asked.
-    program: what ran.
+    program: what ran last.
     ts: the trained state.
     seconds: of training, None where the run was resumed.
+    stages: the changes of the transform on the way.
   """
   digest = jsp.digest(tuple(ts[:3]))
   params, state = _local((ts.params, ts.state))
@@ -330,7 +334,8 @@ def measure(asked: Asked, program: loop.Program, ts: jsp.TrainState, seconds) ->
   figures = {name: float(value) for name, value in task.evaluate(packed).items()}
   flops = jsp.flops(task.apply, packed, task.inputs)
   examples = len(jax.tree.leaves(task.inputs)[0])
-  spelled = jsp.spell(program.transform)
+  # The transform that was asked for, whatever it has become.
+  spelled = stages[0]['asked'] if stages else jsp.spell(program.transform)
   reasons = {'latency_ratio': 'Runs of a sweep share their machine; the benchmarks measure time.'}
   if seconds is None:
     reasons['train_seconds'] = 'The run was resumed; ledger.jsonl has the times.'
@@ -356,6 +361,7 @@ def measure(asked: Asked, program: loop.Program, ts: jsp.TrainState, seconds) ->
     'steps': ts.count,
     'digest': digest,
     'facts': dict(task.facts),
+    'stages': list(stages),
   }
 
 

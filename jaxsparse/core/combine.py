@@ -7,6 +7,7 @@ import jax
 
 from jaxsparse.core import names
 from jaxsparse.core import spelling as spell
+from jaxsparse.core import stages as staging
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
 from jaxsparse.formats import format as formats
@@ -60,8 +61,9 @@ def chain(*stages: Transform) -> Transform:
     return tuple(reversed(new))
 
   spelling = spell.Call('|', parts, ())
+  following = staging.of_parts(parts, lambda others: chain(*others), only_first=True)
   return Transform(init, _fold(parts, 'apply'), update, _fold(parts, 'pack'),
-                   _joined(parts, spelling))
+                   _joined(parts, spelling, following))
 
 
 def _init_stages(parts, params, extra):
@@ -182,8 +184,11 @@ def rules(pairs: list[tuple[str, Transform]]) -> Transform:
   def update(params, state, **extra):
     return tuple(part.update(params, s, **extra) for part, s in zip(parts, _states(parts, state)))
 
+  patterns = [pattern for pattern, _ in pairs]
+  following = staging.of_parts(parts, lambda others: rules([*zip(patterns, others)]),
+                              only_first=False)
   return Transform(init, _fold(parts, 'apply'), update, _fold(parts, 'pack'),
-                   _joined(parts, spelling))
+                   _joined(parts, spelling, following))
 
 
 def _check_selected(pattern, transform, leaves, hit):
@@ -229,9 +234,11 @@ def _fold(parts: tuple[Transform, ...], function: str) -> Callable:
   return run
 
 
-def _joined(parts: tuple[Transform, ...], spelling: spell.Call) -> transforms.Spec:
+def _joined(parts: tuple[Transform, ...], spelling: spell.Call,
+            next_stage: Callable | None) -> transforms.Spec:
   due: Callable = lambda count: any(part.spec.due(count) for part in parts)
   return transforms.Spec(spelling, due, any(p.spec.restructures for p in parts), parts,
                          takes_formats=True, projects=all(p.spec.projects for p in parts),
                          regrows=any(p.spec.regrows for p in parts),
-                         needs=frozenset().union(*(p.spec.needs for p in parts)))
+                         needs=frozenset().union(*(p.spec.needs for p in parts)),
+                         next_stage=next_stage)

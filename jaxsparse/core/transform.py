@@ -41,6 +41,8 @@ class Spec(NamedTuple):
     needs: what `init` cannot do without: `'stats'`, statistics of the observer `gram`, and the kind
       of its `grads`: `'mean_gradient'`, `'rms_gradient'`, `'hessian_gradient'` or
       `'flow_gradient'`, functions of `jaxsparse.criteria`.
+    next_stage: `(params, state, stages.Course) -> stages.Turn or None`: host code that a run asks
+      between two steps, which may answer with the transform to go on with; None stays for good.
   """
 
   spelling: Any = None
@@ -52,6 +54,7 @@ class Spec(NamedTuple):
   regrows: bool = True
   final_masks: Callable | None = None
   needs: frozenset[str] = frozenset()
+  next_stage: Callable | None = None
 
 
 class Transform(NamedTuple):

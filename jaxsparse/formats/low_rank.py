@@ -1,4 +1,4 @@
-"""Low-rank weights: `u @ v`, multiplied factor by factor."""
+"""Low-rank weights: `u @ v`, multiplied factor by factor where that is cheaper."""
 
 import dataclasses
 import functools
@@ -43,6 +43,15 @@ class LowRankArray(formats.Format):
     r, o = self.layout.matrix_shape[-2:]
     return self.u.shape[-1] * (r + o) < r * o
 
+  def _factors_pay(self, rows: int) -> bool:
+    """Whether `rows` rows are cheaper to multiply by both factors than by a product to be made.
+
+    Backward passes cost twice as much on either side.
+    """
+    r, o = self.layout.matrix_shape[-2:]
+    rank = self.u.shape[-1]
+    return rows * rank * (r + o) <= rows * r * o + r * rank * o
+
   def matmul(self, x):
     dtype = jnp.result_type(x, self.dtype)
     u, v = self.u.astype(dtype), self.v.astype(dtype)
@@ -51,7 +60,9 @@ class LowRankArray(formats.Format):
     if self.base is not None:
       own = formats.is_format(self.base)
       return (self.base.matmul(x) if own else x @ self.base.astype(dtype)) + _thin(x, u, v)
-    return _thin(x, u, v) if self._saves() else x @ self.dense_matrix().astype(dtype)
+    if self._factors_pay(x.shape[-2]):
+      return _thin(x, u, v)
+    return x @ self.dense_matrix().astype(dtype)
 
   def convolves(self, rhs_spec, feature_group_count=1, batch_group_count=1) -> bool:
     """Whether `convolve` multiplies factor by factor: no groups, no base, matching roles."""
@@ -103,10 +114,10 @@ class LowRankArray(formats.Format):
       own = formats.is_format(self.base)
       base = self.base.multiply_adds(rows) if own else super().multiply_adds(rows)
       return formats.Cost(base.executed + factors, base.ideal + factors)
-    if self._saves():
-      return formats.Cost(factors, factors)
-    # Factors too thick to pay are multiplied out first.
     dense = rows * self.size
+    if self._factors_pay(rows):
+      return formats.Cost(factors, min(factors, dense))
+    # Factors too thick for so many rows are multiplied out first.
     return formats.Cost(dense + self.size * self.u.shape[-1], dense)
 
 

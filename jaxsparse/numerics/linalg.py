@@ -5,23 +5,159 @@ import functools
 import jax
 import jax.numpy as jnp
 
+# Smallest side above which a thin factorization is randomized; LAPACK takes seconds from there on.
+LARGE = 2048
+_OVERSAMPLED = 32
+_PASSES = 3
+# Smallest side up to which a Gram matrix is formed, and Lanczos steps above.
+_GRAM = 128
+_LANCZOS = 48
+
 
 @functools.partial(jax.jit, static_argnames='rank')
 def truncated_svd(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   """The best approximation `u @ v` of `rank`, the singular values shared evenly.
 
-  Eckart and Young (1936). `u = U sqrt(S)`, `v = sqrt(S) V^T`.
+  Eckart and Young (1936). `u = U sqrt(S)`, `v = sqrt(S) V^T`. Directions without energy (the matrix
+  is rank-deficient or zero) start as LoRA does, `u` zero and `v` not, so that they can be trained.
+  Where both sides are larger than `LARGE` (2048) and `rank` at most a quarter of the smaller, the
+  factorization is `randomized_svd`'s.
 
   Args:
     w: float32 `[..., R, O]`.
     rank: at most `min(R, O)`.
 
   Returns:
-    `u` `[..., R, rank]` and `v` `[..., rank, O]`.
+    `u` `[..., R, rank]` and `v` `[..., rank, O]`; NaN where a matrix has a NaN.
   """
+  left, values, right = thin_svd(w, rank)
+  # Below this a singular value is rounding.
+  floor = max(w.shape[-2:]) * jnp.finfo(w.dtype).eps * values[..., :1]
+  live = ~(values <= floor)   # NaN is not hidden
+  root = jnp.sqrt(values)
+  resting = jnp.where(values[..., :1] > 0, root[..., :1], 1.0)
+  u = left * jnp.where(live, root, 0.0)[..., None, :]
+  return u, jnp.where(live, root, resting)[..., :, None] * right
+
+
+def thin_svd(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The first `rank` singular triples: `[..., R, rank]`, `[..., rank]`, `[..., rank, O]`."""
+  full = min(w.shape[-2:])
+  if full > LARGE and 4 * rank <= full:
+    return randomized_svd(w, rank)
   left, values, right = jnp.linalg.svd(w, full_matrices=False)
-  root = jnp.sqrt(values[..., :rank])
-  return left[..., :rank] * root[..., None, :], root[..., :, None] * right[..., :rank, :]
+  return left[..., :rank], values[..., :rank], right[..., :rank, :]
+
+
+def randomized_svd(w: jax.Array, rank: int, *, oversample: int = _OVERSAMPLED,
+                   passes: int = _PASSES) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """About the first `rank` singular triples, from products with a thin random matrix.
+
+  Halko, Martinsson and Tropp, "Finding Structure with Randomness" (arXiv:0909.4061), algorithms 4.4
+  and 5.1. By their corollary 10.10 the expected spectral error is at most
+  `(1 + sqrt(rank / (p - 1)) + e sqrt(rank + p) / p sqrt(n - rank))^(1 / (2 q + 1))` times the first
+  discarded singular value, for `p = oversample`, `q = passes`, `n = min(R, O)`. The random matrix
+  is always the same, so the result is a function of `w`.
+
+  Args:
+    w: float32 `[..., R, O]`.
+    rank: number of triples.
+    oversample: further columns of the random matrix.
+    passes: subspace iterations; each is two products with `w`.
+
+  Returns:
+    `[..., R, rank]`, `[..., rank]` descending, `[..., rank, O]`.
+  """
+  columns = min(rank + oversample, *w.shape[-2:])
+  orthonormal = lambda y: jnp.linalg.qr(y)[0]
+  transposed = jnp.swapaxes(w, -1, -2)
+  probe = jax.random.normal(jax.random.key(0), (w.shape[-1], columns), w.dtype)
+  basis = orthonormal(jnp.einsum('...ro,ok->...rk', w, probe))
+  for _ in range(passes):
+    basis = orthonormal(w @ orthonormal(transposed @ basis))
+  left, values, right = jnp.linalg.svd(jnp.swapaxes(basis, -1, -2) @ w, full_matrices=False)
+  return (basis @ left)[..., :rank], values[..., :rank], right[..., :rank, :]
+
+
+def stable_rank(w: jax.Array) -> jax.Array:
+  """`|W|_F^2 / |W|_2^2`, between 1 and the rank: how many directions carry the energy.
+
+  The largest eigenvalue of the smaller Gram matrix stands for the squared spectral norm. Up to 128
+  rows the Gram matrix is formed and the eigenvalue exact to float32's rounding; above, 48 steps of
+  Lanczos with full reorthogonalization find it in as many products with `W`, within 1e-5 on the
+  spectra of random matrices, whose edge is as dense as they come. At 512 x 512 that is a
+  thirtieth of the time of singular values.
+
+  Args:
+    w: `[..., R, O]`, any floating dtype.
+
+  Returns:
+    float32 `[...]`; 0 of a matrix of zeros, NaN of one that is not finite.
+
+  Example:
+    >>> float(stable_rank(jnp.diag(jnp.array([2.0, 2.0, 0.0]))))
+    2.0
+  """
+  w = w.astype(jnp.float32)
+  largest = jnp.abs(w).max((-2, -1), keepdims=True)
+  w = w / jnp.where(largest > 0, largest, 1.0)   # squares neither overflow nor vanish
+  w = jnp.swapaxes(w, -1, -2) if w.shape[-2] > w.shape[-1] else w
+  energy = jnp.square(w).sum((-2, -1))
+  spectral = _largest_eigenvalue(w)
+  return jnp.where(energy == 0, 0.0, energy / jnp.where(energy == 0, 1.0, spectral))
+
+
+def _largest_eigenvalue(w):
+  """Of `W W^T`, for `w` `[..., n, m]` with `n <= m`."""
+  n = w.shape[-2]
+  product = lambda a, b: jnp.matmul(a, b, precision='highest')
+  if n <= _GRAM:
+    return jnp.linalg.eigvalsh(product(w, jnp.swapaxes(w, -1, -2)))[..., -1]
+  transposed = jnp.swapaxes(w, -1, -2)
+  norm = lambda z: jnp.sqrt(jnp.square(z).sum(-2, keepdims=True))
+
+  def step(i, carry):
+    basis, tridiagonal, q = carry   # [..., n, steps], [..., steps, steps], [..., n, 1]
+    basis = basis.at[..., i].set(q[..., 0])
+    z = product(w, product(transposed, q))
+    diagonal = product(jnp.swapaxes(q, -1, -2), z)[..., 0, 0]
+    for _ in range(2):   # once leaves what rounding brought back
+      z = z - product(basis, product(jnp.swapaxes(basis, -1, -2), z))
+    # What is left of an exhausted space is rounding, and no direction.
+    least = 1e-5 * jnp.maximum(tridiagonal.max((-2, -1)), diagonal)[..., None, None]
+    beta = jnp.where(norm(z) > least, norm(z), 0.0)
+    off = jnp.where(i + 1 < _LANCZOS, beta[..., 0, 0], 0.0)
+    following = jnp.minimum(i + 1, _LANCZOS - 1)
+    tridiagonal = tridiagonal.at[..., i, i].set(diagonal)
+    tridiagonal = tridiagonal.at[..., i, following].add(off).at[..., following, i].add(off)
+    return basis, tridiagonal, jnp.where(beta > 0, z / jnp.where(beta > 0, beta, 1.0), 0.0)
+
+  batch = w.shape[:-2]
+  q = jax.random.normal(jax.random.key(0), (*batch, n, 1))
+  start = (jnp.zeros((*batch, n, _LANCZOS)), jnp.zeros((*batch, _LANCZOS, _LANCZOS)), q / norm(q))
+  _, tridiagonal, _ = jax.lax.fori_loop(0, _LANCZOS, step, start)
+  return jnp.linalg.eigvalsh(tridiagonal)[..., -1]
+
+
+def accumulative_rank(w: jax.Array, fraction: float) -> jax.Array:
+  """The least `k` whose first `k` singular values sum to `fraction` of all.
+
+  Args:
+    w: `[..., R, O]`, any floating dtype.
+    fraction: in (0, 1].
+
+  Returns:
+    int32 `[...]`; 0 of a matrix of zeros.
+
+  Example:
+    >>> int(accumulative_rank(jnp.diag(jnp.array([6.0, 3.0, 1.0])), 0.8))
+    2
+  """
+  values = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
+  sums = jnp.cumsum(values, axis=-1)
+  wanted = fraction * sums[..., -1:]
+  count = (sums < wanted).sum(-1) + 1
+  return jnp.where(sums[..., -1] > 0, jnp.minimum(count, values.shape[-1]), 0).astype(jnp.int32)
 
 
 @jax.jit

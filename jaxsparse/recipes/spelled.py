@@ -40,11 +40,13 @@ def words() -> dict[str, Callable]:
   return {factory.__name__: factory for factory in listed}
 
 
-def parse(text: str) -> transforms.Transform:
+def parse(text: str, *, longest: int = _LONGEST) -> transforms.Transform:
   """The transform that `text` spells, such as `"nm(2, 4) | fake_quantize('int8')"`.
 
   Args:
     text: calls of registered words with literals, joined by `|` for `chain`.
+    longest: characters at most; recipes of a program's own making, with a rank a layer, are longer
+      than what is typed.
 
   Returns:
     A Transform; `spell` gives its canonical text.
@@ -59,8 +61,8 @@ def parse(text: str) -> transforms.Transform:
   """
   if not isinstance(text, str):
     raise ValueError(f'A spelled transform is text, got {type(text).__name__}.')
-  if len(text) > _LONGEST:
-    raise ValueError(f'A spelled transform has at most {_LONGEST} characters, got {len(text)}.')
+  if len(text) > longest:
+    raise ValueError(f'A spelled transform has at most {longest} characters, got {len(text)}.')
   try:
     tree = ast.parse(text.strip(), mode='eval').body
     made = _build(tree, text)

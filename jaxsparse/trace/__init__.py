@@ -22,6 +22,7 @@ from jaxsparse.trace.observers import input_mean
 from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
+from jaxsparse.trace.profile import factor_speedups
 from jaxsparse.trace.shrink import Resized
 from jaxsparse.trace.shrink import Shrunk
 from jaxsparse.trace.shrink import shrink
@@ -31,8 +32,8 @@ from jaxsparse.trace.walk import contractions
 
 __all__ = [
     'ActivationRange', 'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk',
-    'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate', 'contractions', 'dispatch', 'flops',
-    'gram', 'hooked', 'input_max', 'input_mean', 'input_norm', 'learned_activations', 'one_shot',
-    'quantize_activations', 'range_', 'shrink', 'silence', 'threshold_activations',
-    'top_k_activations', 'zero_fraction',
+    'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate', 'contractions', 'dispatch',
+    'factor_speedups', 'flops', 'gram', 'hooked', 'input_max', 'input_mean', 'input_norm',
+    'learned_activations', 'one_shot', 'quantize_activations', 'range_', 'shrink', 'silence',
+    'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]

@@ -10,7 +10,7 @@ import errno
 import json
 import operator
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 from urllib import parse
 
 import jax
@@ -107,13 +107,15 @@ class CheckpointStore:
     """Committed steps, ascending, as they are on disk."""
     return self._directories.committed()
 
-  def save(self, step: int, tree: Any, *, extra: dict[str, Any] | None = None) -> None:
+  def save(self, step: int, tree: Any, *, extra: dict[str, Any] | None = None,
+           transform: transforms.Transform | None = None) -> None:
     """Starts writing a tree; returns once its buffers may be donated.
 
     Args:
       step: its number, not yet committed.
       tree: arrays (a TrainState, packed weights, anything).
       extra: JSON values to keep with it (seed, data position, configuration).
+      transform: whose recipe is written, where a run has gone on to another than the store's.
 
     Raises:
       NonFiniteError: naming the leaves with a NaN or an infinity; nothing is written.
@@ -123,7 +125,8 @@ class CheckpointStore:
     step = operator.index(step)
     if step < 0:
       raise ValueError(f'step: expected a number from 0, found {step}.')
-    about = {'step': step, 'recipe': self._recipe, 'extra': extra or {}}
+    recipe = self._recipe if transform is None else transforms.spell_transform(transform)
+    about = {'step': step, 'recipe': recipe, 'extra': extra or {}}
     json.dumps(about, allow_nan=False)
     flat = fingerprints.flatten(tree)
     prints, broken = fingerprints.measure(flat)
@@ -157,12 +160,15 @@ class CheckpointStore:
     if found is not None:
       logging.error('%s', found)
 
-  def restore(self, like: Any, *, step: int | None = None) -> Restored:
+  def restore(self, like: Any = None, *, step: int | None = None,
+              like_of: Callable[[str | None, dict[str, Any]], Any] | None = None) -> Restored:
     """Reads the newest intact step, setting damaged ones aside as `<step>.damaged`.
 
     Args:
       like: a tree of arrays or `jax.ShapeDtypeStruct`s, with the shardings wanted.
       step: read this one only.
+      like_of: `(recipe, extra) -> like`, in place of `like` and of the comparison of recipes, for
+        runs whose transform changes on the way; it raises a ValueError for what is not theirs.
 
     Returns:
       A `Restored`.
@@ -173,13 +179,12 @@ class CheckpointStore:
         listed, and nothing is set aside.
     """
     self._writer.join()
-    flat = fingerprints.flatten(like)
+    like_of = like_of or (lambda recipe, extra: self._same_recipe(recipe, like))
     found = self._gather(self._directories.found())[0]
     skipped = []
     for number in sorted(found, reverse=True) if step is None else {step} & {*found}:
-      tree_leaves, about, reason = self._read(number, flat)
+      tree, about, reason = self._read(number, like_of)
       if reason is None:
-        tree = jax.tree.unflatten(jax.tree.structure(like), tree_leaves)
         return Restored(tree, number, about['extra'], skipped)
       logging.warning('%s: step %d is damaged: %s', self._directories.root, number, reason)
       if self._hosts.rank == 0:
@@ -208,8 +213,8 @@ class CheckpointStore:
       raise OSError(f'{self._directories.root}: {"; ".join(errors)}')
     return '; '.join(dict.fromkeys(reason for reason, _ in said if reason)) or None
 
-  def _read(self, step, flat):
-    """Returns leaves and manifest, and None; or nothing, and why the step is damaged."""
+  def _read(self, step, like_of):
+    """Returns tree and manifest, and None; or nothing, and why the step is damaged."""
     path = self._directories.of(step)
     about, reason, error, cause, values = None, None, None, None, {}
     try:
@@ -227,7 +232,7 @@ class CheckpointStore:
     reason = self._agree(reason, error, cause)
     if reason:
       return None, None, reason
-    self._compare(step, about, flat)
+    like, flat = self._wanted(step, about, like_of)
     try:
       values = leaves.from_disk(about['leaves'], self._arrays(path, about, flat), flat)
     except Exception as e:  # the files are whole, so it is the machine or the target
@@ -237,7 +242,7 @@ class CheckpointStore:
     wrong = [parse.unquote(name) for name, entry in about['leaves'].items()
              if list(prints[name]) != entry['print']]
     reason = self._agree(f'the fingerprint differs of {", ".join(wrong)}' if wrong else None)
-    return list(values.values()), about, reason
+    return jax.tree.unflatten(jax.tree.structure(like), list(values.values())), about, reason
 
   def _arrays(self, path, about, flat):
     options = ocp.options.MultiprocessingOptions(
@@ -246,12 +251,29 @@ class CheckpointStore:
                           multiprocessing_options=options) as checkpointer:
       return checkpointer.restore(path, args=leaves.restore_args(about, flat))
 
-  def _compare(self, step, about, flat):
+  def _same_recipe(self, recipe, like):
+    if self._recipe is not None and recipe != self._recipe:
+      raise _OtherRecipe(f'the recipe differs:\n  found    {recipe}\n  expected {self._recipe}',
+                         like)
+    return like
+
+  def _wanted(self, step, about, like_of):
+    """The tree to read into, whole and flat, once all differences are known."""
     wrong = []
-    if self._recipe is not None and about['recipe'] != self._recipe:
-      wrong.append(f'the recipe differs:\n  found    {about["recipe"]}\n  expected {self._recipe}')
+    try:
+      like = like_of(about['recipe'], about['extra'])
+    except _OtherRecipe as error:
+      wrong, like = [error.args[0]], error.args[1]
+    except ValueError as error:
+      raise ValueError(f'{self._directories.root}, step {step}: {error}') from error
+    flat = fingerprints.flatten(like)
     differ = leaves.differences(about['leaves'], flat)
     if differ:
       wrong.append('\n'.join(['the tree differs:', *differ]))
     if wrong:
       raise ValueError(f'{self._directories.root}, step {step}: ' + '\n'.join(wrong))
+    return like, flat
+
+
+class _OtherRecipe(ValueError):
+  """The recipe is another; the tree is compared nevertheless, so that all differences are told."""

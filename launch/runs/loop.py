@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 import jaxsparse as jsp
+from launch.runs import stages
 
 # How many steps the host may run ahead of the devices: enough to hide its own work, few enough that
 # batches do not pile up and that a lost peer is noticed.
@@ -75,6 +77,7 @@ class Program(NamedTuple):
     step: `(train state, batch, key data, position) -> (train state, loss, metrics)`.
     create: `() -> TrainState`, fresh.
     like: abstract `TrainState`.
+    axes: roles of the weights' axes, by name.
   """
 
   task: Any
@@ -84,6 +87,7 @@ class Program(NamedTuple):
   step: Callable
   create: Callable[[], jsp.TrainState]
   like: jsp.TrainState
+  axes: Any
 
 
 def make_mesh(sizes: dict[str, int]) -> jax.sharding.Mesh:
@@ -104,18 +108,29 @@ def make_mesh(sizes: dict[str, int]) -> jax.sharding.Mesh:
   return jax.make_mesh(shape, tuple(sizes), axis_types=auto)
 
 
-def program(task: Any, transform: jsp.Transform, mesh: jax.sharding.Mesh, **extra) -> Program:
+def program(
+  task: Any,
+  transform: jsp.Transform,
+  mesh: jax.sharding.Mesh,
+  *,
+  warmup: int | None = None,
+  **extra,
+) -> Program:
   """Lays a task out on a mesh; allocates and compiles nothing yet.
 
   Args:
-    task: an experiment's `Task`.
-    transform: what compresses it.
-    mesh: from `make_mesh`.
+    task: the experiment's `Task`.
+    transform: of its weights.
+    mesh: axes `data` and `model`.
+    warmup: steps of a second warm-up, of a stage that begins in the middle of a run; None for
+      a run's first stage.
     **extra: what `transform.init` needs besides, as `evidence.gathered` returns.
 
   Raises:
     ValueError: from the transform (nothing matches, a pattern does not divide), or from the specs.
   """
+  if warmup is not None:
+    task = task._replace(tx=jsp.warm_again(task.tx, warmup))
   weights = jax.eval_shape(task.init)
   axes = jsp.axes_of(task.apply, weights, task.inputs)
   specs = jax.tree.map(lambda _: PartitionSpec(), weights)
@@ -133,8 +148,16 @@ def program(task: Any, transform: jsp.Transform, mesh: jax.sharding.Mesh, **extr
   placed = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places[:3]
   )
-  step = jsp.train_step(loss_fn, task.tx, transform, has_aux=True, shardings=places)
-  return Program(task, transform, mesh, places, step, create, jsp.TrainState(*placed, 0))
+  factored = transform.spec.restructures  # what it makes of weights may be multiplied as stored
+  step = jsp.train_step(
+    jsp.dispatch(loss_fn) if factored else loss_fn,
+    task.tx,
+    transform,
+    has_aux=True,
+    dense=not factored,
+    shardings=places,
+  )
+  return Program(task, transform, mesh, places, step, create, jsp.TrainState(*placed, 0), axes)
 
 
 class Loop:
@@ -153,7 +176,8 @@ class Loop:
   """
 
   def __init__(self, program, *, seed, store, open_metrics, settings, watch, pulse, event, advance):
-    self._program, self._store, self._settings = program, store, settings
+    self._asked = self._program = program
+    self._store, self._settings = store, settings
     self._open_metrics, self._watch, self._pulse = open_metrics, watch, pulse
     self._event, self._advance = event, advance
     self._key = np.asarray(jax.random.key_data(jax.random.key(seed)))
@@ -165,6 +189,18 @@ class Loop:
     self._failures = self._rollbacks = 0
     self._why = None  # the last save failed
     self._spoken = 0.0
+    self._stages, self._notes = [], None  # changes so far, and what the transform wants to know
+    self._course = None
+
+  @property
+  def program(self) -> Program:
+    """The program of the stage that the run is at."""
+    return self._program
+
+  @property
+  def stages(self) -> list[dict[str, Any]]:
+    """The changes of the transform so far, as JSON has them."""
+    return [stage._asdict() for stage in self._stages]
 
   def run(self) -> jsp.TrainState:
     """Trains to the last step and returns the state, saved.
@@ -194,6 +230,9 @@ class Loop:
       position = ts.count + ahead
       self._pulse.at(ts.count, 'data')
       batch = self._place(task.batch(position))
+      ts, changed = self._turn(ts, pending)
+      if changed:
+        compiled.clear()
       refresh = bool(self._program.transform.spec.due(ts.count))
       self._pulse.at(ts.count, 'step' if refresh in compiled else 'compile')
       compiled.add(refresh)
@@ -222,6 +261,49 @@ class Loop:
     if not saved:
       self._save(ts, ahead, must=True)
     return ts
+
+  def _turn(self, ts, pending):
+    """Asks the transform whether it goes on to another; the state it goes on with, and whether."""
+    transform, task = self._program.transform, self._program.task
+    if transform.spec.next_stage is None:
+      return ts, False
+    self._pulse.at(ts.count, 'compile')
+    if self._course is None:
+      weights = jax.eval_shape(task.init)
+      told = stages.order(task, weights), stages.speedups(task, weights)
+      self._course = jsp.Course(0, task.steps, stages.epoch(task), None, *told)
+    course = self._course._replace(count=ts.count, notes=self._notes)
+    try:
+      turn = transform.spec.next_stage(ts.params, ts.state, course)
+    except ValueError:
+      self._log(pending)  # a loss that is not finite says it better
+      raise
+    if turn is None:
+      return ts, False
+    self._notes = turn.notes
+    recipe = None if turn.transform is None else jsp.spell(turn.transform)
+    if turn.report is not None:
+      self._event('stage', step=ts.count, recipe=recipe, **turn.report)
+      logging.info('step %d: %s', ts.count, recipe or f'nothing changes: {dict(turn.report)}')
+    if recipe is None:
+      return ts, False
+    return self._restage(ts, turn, recipe), True
+
+  def _restage(self, ts, turn, recipe):
+    asked, old = self._asked, self._program
+    inner = ts.opt_state.inner if self._stages else ts.opt_state
+    new = program(asked.task, turn.transform, asked.mesh, warmup=turn.warmup)
+
+    def build(params, state, opt_state):
+      *kept, opt_state = jsp.restage(
+        old.transform, turn.transform, params, state, opt_state, asked.task.tx, axes=asked.axes
+      )
+      return *kept, jsp.WarmState(opt_state, jnp.zeros([], jnp.int32))
+
+    placed = jax.jit(build, out_shardings=new.places[:3])(ts.params, ts.state, inner)
+    self._program = new
+    self._stages.append(stages.Stage(recipe, jsp.spell(asked.transform), ts.count, turn.warmup))
+    return jsp.TrainState(*placed, ts.count)
 
   def _log(self, pending):
     """Looks at every loss since the last look; writes those that are to be logged."""
@@ -255,7 +337,12 @@ class Loop:
         raise failed from error
       return False
     try:
-      self._store.save(ts.count, self._tree(ts, ahead), extra={'position': ts.count + ahead})
+      extra = {'position': ts.count + ahead}
+      if self._asked.transform.spec.next_stage is not None:
+        extra |= {'stages': self.stages, 'notes': self._notes}
+      self._store.save(
+        ts.count, self._tree(ts, ahead), extra=extra, transform=self._program.transform
+      )
       self._writing = ts.count
     except jsp.NonFiniteError as error:
       raise Diverged(ts.count, f'the state is not finite: {error}') from error
@@ -292,23 +379,37 @@ class Loop:
 
   def _restore(self):
     """The newest intact state, or a fresh one."""
-    like, there = self._tree(self._program.like, 0), self._store.steps()
+    there = self._store.steps()
+    self._program, self._stages, self._notes = self._asked, [], None
     try:
-      found = self._store.restore(like)
+      found = self._store.restore(like_of=self._like)
     except jsp.NoCheckpoint as error:
       if there:
         logging.error('No intact checkpoint is left, so the run begins again: %s', error)
         self._event('damaged', step=there, reason=str(error))
+      self._program, self._stages = self._asked, []
       return self._program.create(), 0
     except ValueError as error:
       raise Mismatch(str(error)) from error
     for step, reason in found.skipped:
       logging.error('Checkpoint of step %d is damaged and set aside: %s', step, reason)
       self._event('damaged', step=step, reason=reason)
+    self._notes = found.extra.get('notes')
     self._event('restore', step=found.step)
     logging.info('Resumed at step %d.', found.step)
     tree = found.tree
     return jsp.TrainState(*tree['train'], int(tree['count'])), int(tree['ahead'])
+
+  def _like(self, recipe, extra):
+    """The tree of a checkpoint, by the stage that it was saved at."""
+    asked = self._asked
+    self._stages = stages.of_checkpoint(asked.transform, recipe, extra)
+    self._program = asked
+    if self._stages:
+      last = self._stages[-1]
+      transform = stages.transform_of(last)
+      self._program = program(asked.task, transform, asked.mesh, warmup=last.warmup)
+    return self._tree(self._program.like, 0)
 
   def _roll_back(self, error, ahead):
     """Goes back to the newest checkpoint and on with the data after what led to the fault.

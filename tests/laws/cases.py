@@ -56,7 +56,7 @@ ARGUMENTS = {
     'sparsegpt': ['sparsegpt(0.75, block=4)', 'sparsegpt(pattern=n_m(2, 4))'],
     'wanda': ['wanda(pattern=n_m(1, 4))', 'wanda(0.5, pattern=block(2, 1))'],
     'nf4': ['nf4(group=4, double_quantize=True)'],
-    'low_rank': ['low_rank(0.5)'],
+    'low_rank': ['low_rank(0.5)', 'low_rank(2, normalize=True)'],
     'lora': ['lora(4, base=nf4(group=4))', 'lora(4, base=nm(2, 4), scaling=rslora)',
              'lora(2, start=pissa())', "lora(2, base=quantize('int4'), start=loftq(2))"],
     'dora': ['dora(2, base=nf4(group=4), start=pissa())'],

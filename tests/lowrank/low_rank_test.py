@@ -85,6 +85,58 @@ class LowRankTest(parameterized.TestCase):
     np.testing.assert_allclose(grads.u, upstream @ np.asarray(params['kernel'].v).T, rtol=1e-5)
     np.testing.assert_allclose(grads.v, np.asarray(params['kernel'].u).T @ upstream, rtol=1e-5)
 
+  def test_discarded_energy_is_the_tail_of_the_squared_singular_values(self):
+    for shape in ((40, 30), (3, 3, 8, 16), (2, 20, 31)):
+      w = normal(*shape)
+      axes = {'kernel': jsp.DimensionNumbers((0, 1, 2), (3,)) if len(shape) == 4 else
+              jsp.DimensionNumbers((len(shape) - 2,), (len(shape) - 1,))}
+      lost = np.asarray(w, np.float64) - np.asarray(effective(jsp.low_rank(5), w, axes=axes))
+      matrix = np.asarray(w, np.float64).reshape(-1, shape[-1]) if len(shape) == 4 else np.asarray(
+          w, np.float64)
+      tail = (np.linalg.svd(matrix, compute_uv=False)[..., 5:] ** 2).sum()
+      self.assertAlmostEqual((lost**2).sum() / tail, 1.0, delta=1e-5)
+
+  @parameterized.parameters((0, 2), (1, 2), (3, 3))
+  def test_directions_without_energy_are_trainable(self, energy, rank):
+    w = normal(8, energy) @ normal(energy, 5) if energy else jnp.zeros((8, 5))
+    params, state = jsp.low_rank(rank).init({'kernel': w})
+    np.testing.assert_allclose(effective(jsp.low_rank(rank), w), w, atol=1e-5)
+    view = lambda p: jsp.densify(jsp.low_rank(rank).apply(p, state))['kernel']
+    loss = lambda p: (view(p) * normal(8, 5)).sum()
+    grads = jax.grad(loss)(params)['kernel']
+    self.assertTrue((jnp.abs(grads.u).sum(0) > 1e-3).all())   # every column can move
+
+  @parameterized.parameters((3, 4, 4), (0.3, 4, 4), (6, 4, 6), (5, 1, 5))
+  def test_rounded_to_a_multiple(self, rank, multiple, columns):
+    params, _ = jsp.low_rank(rank, multiple=multiple).init({'kernel': normal(9, 6)})
+    self.assertEqual(params['kernel'].u.shape[1], columns)
+
+  def test_normalized_factors(self):
+    transform, w = jsp.low_rank(3, normalize=True), normal(9, 6)
+    params, state = transform.init({'kernel': w})
+    np.testing.assert_allclose(effective(transform, w), best(w, 3), atol=1e-5)
+    factors = params['kernel']
+    longer = {'kernel': factors._replace(u=factors.u * jnp.array([[2.0, 5.0, 0.1]]))}
+    np.testing.assert_allclose(jsp.densify(transform.apply(longer, state))['kernel'], best(w, 3),
+                               atol=1e-5)
+    self.assertEqual(jsp.spell(transform), 'low_rank(3, normalize=True)')
+    zero, _ = transform.init({'kernel': jnp.zeros((4, 4))})
+    self.assertTrue(all(jnp.isfinite(x).all() for x in jax.tree.leaves(zero)))
+
+  def test_what_is_no_matrix_passes_through_and_what_is_not_finite_is_refused(self):
+    params = {'bias': normal(5), 'empty': jnp.zeros((0, 4)), 'steps': jnp.arange(4).reshape(2, 2)}
+    latents, _ = jsp.low_rank(2).init(params)
+    for name, x in params.items():
+      self.assertIs(latents[name], x)
+    with self.assertRaisesRegex(ValueError, "'bias' matches no weight"):
+      jsp.low_rank({'bias': 1}).init(params | {'w': normal(3, 3)})
+    with self.assertRaisesRegex(ValueError, 'kernel: 1 of 20 values are NaN or infinite'):
+      jsp.low_rank(2).init({'kernel': normal(5, 4).at[0, 0].set(jnp.nan)})
+
+  def test_no_names_leave_everything(self):
+    w = normal(4, 4)
+    self.assertIs(jsp.low_rank({}).init({'a': w})[0]['a'], w)
+
   @parameterized.parameters(0, -1, 0.0, 1.5, True, '4', None)
   def test_bad(self, rank):
     with self.assertRaisesRegex(ValueError, 'rank must be a positive integer or a fraction'):
@@ -95,6 +147,11 @@ class LowRankTest(parameterized.TestCase):
       jsp.low_rank({'z': 2}).init({'a': normal(4, 4)})
     with self.assertRaisesRegex(ValueError, 'a: rank 5 was asked for, but the full rank'):
       jsp.low_rank({'a': 5}).init({'a': normal(4, 4)})
+
+
+  def test_bad_multiple(self):
+    with self.assertRaisesRegex(ValueError, 'multiple must be a positive integer, got 0'):
+      jsp.low_rank(2, multiple=0)
 
 
 if __name__ == '__main__':

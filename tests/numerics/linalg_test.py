@@ -1,4 +1,4 @@
-"""The damped inverse Cholesky factor against NumPy's inverse."""
+"""Factorizations and ranks against NumPy in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,69 @@ class InverseCholeskyTest(parameterized.TestCase):
     gram = gram.T @ gram
     np.testing.assert_allclose(1e3 * linalg.inverse_cholesky(1e6 * gram, 0.01),
                                linalg.inverse_cholesky(gram, 0.01), rtol=1e-4, atol=1e-6)
+
+
+def spectrum(values, rows, columns, seed=0):
+  """A matrix of these singular values, float64."""
+  rng = np.random.default_rng(seed)
+  orthonormal = lambda n: np.linalg.qr(rng.normal(size=(n, len(values))))[0]
+  return (orthonormal(rows) * values) @ orthonormal(columns).T
+
+
+class RanksTest(parameterized.TestCase):
+
+  @parameterized.parameters((5, 5), (9, 4), (4, 9), (3, 6, 7), (1, 8))
+  def test_stable_rank(self, *shape):
+    w = np.random.default_rng(1).normal(size=shape)
+    for scale in (1.0, 1e-25, 1e25):   # whose squares are no float32
+      values = np.linalg.svd(w, compute_uv=False)
+      expected = (values**2).sum(-1) / values[..., 0] ** 2
+      found = linalg.stable_rank(jnp.asarray(w * scale, jnp.float32))
+      np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_stable_rank_of_what_is_no_weight(self):
+    w = jnp.zeros((3, 4, 4)).at[1].set(jnp.eye(4)).at[2, 0, 0].set(jnp.nan)
+    found = np.asarray(linalg.stable_rank(w))
+    np.testing.assert_allclose(found[:2], [0, 4])
+    self.assertTrue(np.isnan(found[2]))
+    np.testing.assert_allclose(linalg.stable_rank(jnp.eye(6, dtype=jnp.bfloat16)), 6)
+
+  @parameterized.parameters(0.1, 0.5, 0.8, 1.0)
+  def test_accumulative_rank(self, fraction):
+    w = np.random.default_rng(2).normal(size=(3, 12, 9))
+    values = np.linalg.svd(w, compute_uv=False)
+    expected = [next(k for k in range(1, 10) if v[:k].sum() >= fraction * v.sum() * (1 - 1e-6))
+                for v in values]
+    found = linalg.accumulative_rank(jnp.asarray(w, jnp.float32), fraction)
+    np.testing.assert_array_equal(found, expected)
+    self.assertEqual(int(linalg.accumulative_rank(jnp.zeros((4, 4)), fraction)), 0)
+
+
+class RandomizedTest(parameterized.TestCase):
+
+  @parameterized.parameters('flat', 'decaying', 'stack')
+  def test_error_within_the_bound(self, kind):
+    n, rank = 120, 12
+    values = np.ones(n) if kind == 'flat' else 1.0 / np.arange(1, n + 1)
+    w = spectrum(values, 150, n)
+    w = np.stack([w, spectrum(values[::-1] ** 2, 150, n, seed=1)]) if kind == 'stack' else w
+    p, q = 8, 2
+    left, found, right = jax.jit(
+        lambda w: linalg.randomized_svd(w, rank, oversample=p, passes=q))(jnp.asarray(w, 'float32'))
+    lost = w - (np.asarray(left) * np.asarray(found)[..., None, :]) @ np.asarray(right)
+    first = np.linalg.svd(w, compute_uv=False)[..., rank]
+    growth = (1 + (rank / (p - 1))**0.5 + np.e * (rank + p)**0.5 / p * (n - rank)**0.5)
+    spectral = np.linalg.svd(lost, compute_uv=False)[..., 0]
+    self.assertTrue((spectral <= first * growth ** (1 / (2 * q + 1)) * (1 + 1e-4)).all())
+    self.assertTrue((np.diff(found, axis=-1) <= 1e-5).all())
+
+  def test_large_matrices_take_it(self):
+    n, rank = linalg.LARGE + 1, 6
+    rng = np.random.default_rng(0)   # rank 5 plus a little noise
+    w = rng.normal(size=(n, 5)) @ rng.normal(size=(5, n)) + 1e-3 * rng.normal(size=(n, n))
+    w = jnp.asarray(w, jnp.float32)
+    u, v = linalg.truncated_svd(w, rank)
+    self.assertLess(float(jnp.linalg.norm(u @ v - w)), 1.001 * 1e-3 * n)
 
 
 if __name__ == '__main__':
