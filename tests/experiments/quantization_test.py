@@ -152,3 +152,37 @@ def test_feedback_saves_the_top_thousandth():
     points[feedback] = np.mean(right)
     print(f'top 0.1 %, feedback {feedback}: accuracy {points[feedback]:.2f} %, {right}', flush=True)
   assert points[True] >= points[False] + 5
+
+
+@pytest.mark.slow
+def test_four_bit_weights_and_activations_by_lsq_on_digits():
+  train, (x, y) = _digits()
+  transform, run = jsp.lsq(bits=4), jsp.learned_activations(_logits)
+  accuracy = lambda logits: 100 * float((logits.argmax(-1) == y).mean())
+  points = []
+  for seed in range(3):
+    params, _, _ = _trained(optax.adam(1e-3), _mlp(seed), train, steps=600, seed=seed)
+    ranges = jsp.activation_ranges(_logits, params, [train[0]], bits=4)
+    latents, state = transform.init(params)
+    view = lambda both, state=state: jsp.densify(transform.apply(both[0], state))
+    loss = lambda both, x, y, view=view: optax.softmax_cross_entropy_with_integer_labels(
+        run(view(both), both[1], x), y).mean()
+    tx = optax.adam(optax.cosine_decay_schedule(5e-4, 600))
+
+    @jax.jit
+    def tune(both, opt_state, key, loss=loss, tx=tx):
+      def step(carry, key):
+        both, opt_state = carry
+        pick = jax.random.randint(key, (128,), 0, len(train[1]))
+        grads = jax.grad(loss)(both, train[0][pick], train[1][pick])
+        updates, opt_state = tx.update(grads, opt_state, both)
+        return (optax.apply_updates(both, updates), opt_state), None
+      return jax.lax.scan(step, (both, opt_state), jax.random.split(key, 600))[0][0]
+
+    both = tune((latents, ranges), tx.init((latents, ranges)), jax.random.key(seed))
+    packed = transform.pack(both[0], state)
+    right = accuracy(run(jsp.densify(packed), both[1], x))
+    points.append(right - accuracy(_logits(params, x)))
+    print(f'4-bit weights and activations by LSQ: {right:.2f} %, {points[-1]:+.2f} points',
+          flush=True)
+  assert np.mean(points) >= -0.5

@@ -1,0 +1,118 @@
+"""What quantizing costs on one core: GPTQ, optimizer states in 8 bits, stochastic rounding.
+
+    taskset -c 1 python -m experiments.benchmarks.quantization_cost
+
+Process CPU time, interleaved rounds, medians of the ratios of each round. About three minutes.
+"""
+
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxsparse as jsp
+
+
+def cpu_seconds(run, calls: int) -> float:
+  """Seconds of all threads of one call of `run`, the mean of `calls`."""
+  start = time.process_time()
+  for _ in range(calls):
+    jax.block_until_ready(run())
+  return (time.process_time() - start) / calls
+
+
+def ratios(runs: dict, *, rounds: int, calls: int) -> dict[str, tuple[float, float]]:
+  """{name: (median seconds, median ratio to the first)}."""
+  for run in runs.values():
+    jax.block_until_ready(run())
+  found = {name: [] for name in runs}
+  for _ in range(rounds):
+    for name, run in runs.items():
+      found[name].append(cpu_seconds(run, calls))
+  first = next(iter(found.values()))
+  return {
+    name: (statistics.median(times), statistics.median(t / f for t, f in zip(times, first)))
+    for name, times in found.items()
+  }
+
+
+def gptq(size: int) -> None:
+  """Prints compilation and run time of one weight `[size, size]` beside its factorization."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2 * size, size)).astype(np.float32)
+  gram, w = jnp.asarray(x.T @ x), jnp.asarray(rng.normal(size=(size, size)), jnp.float32)
+  product, factor = jax.jit(jnp.matmul), jax.jit(jnp.linalg.cholesky)
+  limit = lambda: (product(w, w), factor(gram))
+  for kwargs in ({'group': 128}, {'group': 128, 'act_order': False}, {}):
+    transform = jsp.gptq('int4', **kwargs)
+    init = lambda w, gram, t=transform: t.init({'kernel': w}, stats={'kernel': gram})[1]
+    lowered = jax.jit(init).lower(w, gram)
+    start = time.process_time()
+    compiled = lowered.compile()
+    seconds = time.process_time() - start
+    run = lambda c=compiled: c(w, gram)
+    found = ratios({'limit': limit, 'gptq': run}, rounds=3, calls=1)
+    print(
+      f'{jsp.spell(transform)} of {size} x {size}: compiled in {seconds:.1f} s of CPU, '
+      f'{len(lowered.as_text().splitlines())} lines, run {found["gptq"][0]:.2f} s, '
+      f'{found["gptq"][1]:.2f} times (Cholesky + product)',
+      flush=True,
+    )
+
+
+def states(size: int) -> None:
+  """Prints the time of an update of a `[size, size]` weight."""
+  rng = np.random.default_rng(0)
+  make = lambda: {'w': jnp.asarray(rng.normal(size=(size, size)), jnp.float32)}
+  params, grads = make(), make()
+
+  def step_of(tx):
+    held = [jax.tree.map(jnp.copy, params), tx.init(params)]
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def step(grads, params, state):
+      updates, state = tx.update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    def run():
+      held[:] = step(grads, *held)
+      return held[0]
+
+    return run, tx.init(params)
+
+  adam = optax.adam(1e-3)
+  made = {
+    'float32': adam,
+    '8 bits': jsp.quantized_state(adam),
+    '4 bits': jsp.quantized_state(adam, bits=4),
+  }
+  built = {name: step_of(tx) for name, tx in made.items()}
+  found = ratios({name: run for name, (run, _) in built.items()}, rounds=21, calls=4)
+  whole = jsp.nbytes(built['float32'][1])
+  for name, (seconds, ratio) in found.items():
+    print(
+      f'Adam, {name}: {1e3 * seconds:.2f} ms, {ratio:.2f} times float32, state '
+      f'{jsp.nbytes(built[name][1]) / whole:.4f}',
+      flush=True,
+    )
+
+
+def casts(size: int) -> None:
+  """Prints the time of rounding `[size, size]` to bfloat16 by chance."""
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
+  nearest = jax.jit(lambda x: x.astype(jnp.bfloat16))
+  chance = jax.jit(jsp.stochastic_round)
+  runs = {'nearest': lambda: nearest(x), 'stochastic': lambda: chance(x, 7)}
+  for name, (seconds, ratio) in ratios(runs, rounds=31, calls=20).items():
+    print(f'bfloat16, {name}: {1e3 * seconds:.3f} ms, {ratio:.2f} times nearest', flush=True)
+
+
+if __name__ == '__main__':
+  casts(1024)
+  states(1024)
+  gptq(1024)
+  gptq(4096)
