@@ -222,7 +222,7 @@ def test_lora_trains_two_percent_and_keeps_moments_of_as_much(params):
 
 @pytest.mark.slow
 def test_an_adapter_recovers_half_of_what_pruning_cost(params):
-  """About 5 CPU-minutes: 100 steps on glosses of concepts that are not asked for."""
+  """About 10 CPU-minutes: 200 steps on glosses of concepts that are not asked for."""
   _installed()
   config = dataclasses.replace(sentence.get_config('adapt'), synsets=500)
   built = sentence.build(config)
