@@ -95,12 +95,12 @@ def assert_same(found, expected, *, exact: bool) -> None:
 class LawsTest(parameterized.TestCase):
 
   @each
-  @hypothesis.settings(max_examples=2)
+  @hypothesis.settings(max_examples=1)
   @hypothesis.given(params=cases.trees())
   def test_one(self, text, params):
     check_laws(text, params)
 
-  @hypothesis.settings(max_examples=25)
+  @hypothesis.settings(max_examples=12)
   @hypothesis.given(text=chains, params=cases.trees())
   def test_chains(self, text, params):
     check_laws(text, params)
