@@ -86,7 +86,7 @@ class LowRankTest(parameterized.TestCase):
     np.testing.assert_allclose(grads.v, np.asarray(params['kernel'].u).T @ upstream, rtol=1e-5)
 
   def test_discarded_energy_is_the_tail_of_the_squared_singular_values(self):
-    for shape in ((40, 30), (3, 3, 8, 16), (2, 20, 31)):
+    for shape in ((40, 30), (3, 3, 8, 16), (2, 20, 31), (300, 280)):
       w = normal(*shape)
       axes = {'kernel': jsp.DimensionNumbers((0, 1, 2), (3,)) if len(shape) == 4 else
               jsp.DimensionNumbers((len(shape) - 2,), (len(shape) - 1,))}
