@@ -100,7 +100,7 @@ class LawsTest(parameterized.TestCase):
   def test_one(self, text, params):
     check_laws(text, params)
 
-  @hypothesis.settings(max_examples=12)
+  @hypothesis.settings(max_examples=4)
   @hypothesis.given(text=chains, params=cases.trees())
   def test_chains(self, text, params):
     check_laws(text, params)
@@ -114,7 +114,7 @@ class LawsTest(parameterized.TestCase):
     else:
       check_laws(text, params)
 
-  @hypothesis.settings(max_examples=8)
+  @hypothesis.settings(max_examples=4)
   @hypothesis.given(texts=st.lists(st.sampled_from(cases.SPELLED), min_size=3, max_size=3),
                     params=cases.trees())
   def test_5_chain(self, texts, params):
@@ -176,6 +176,8 @@ class LawsTest(parameterized.TestCase):
   def test_10_sharding(self, text):
     if text.startswith('clustered'):
       tolerance = {'rtol': 1e-4, 'atol': 1e-4}   # sums in another order move a centroid
+    elif text.startswith(('svd_llm', 'asvd')):
+      tolerance = {'rtol': 1e-3, 'atol': 1e-3}   # ... and turn a factor, by a near eigenvalue's gap
     else:
       tolerance = {'rtol': 1e-5, 'atol': 1e-5}
     mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
