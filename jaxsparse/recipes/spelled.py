@@ -32,7 +32,7 @@ def words() -> dict[str, Callable]:
 
   Example:
     >>> [word for word in sorted(words()) if word.startswith('c')]
-    ['chain', 'channel', ...'cosine', 'cubic', 'cyclic']
+    ['chain', 'channel', ...'cosine', 'cubic', ...'cyclic']
   """
   listed = [*_COMBINATORS, *_SCHEDULES]
   for room in _ROOMS:
