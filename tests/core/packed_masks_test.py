@@ -44,7 +44,7 @@ def train(transform, steps=5, dtype='float32'):
 
 class PackedMasksTest(parameterized.TestCase):
 
-  @parameterized.parameters(*INNER)
+  @parameterized.parameters(*(INNER[i] for i in (0, 1, 5, 7, 8)))   # one of each kind of state
   def test_trains_the_same_bit_for_bit(self, text):
     plain, wanted = train(jsp.parse(text), dtype='bfloat16')
     transform = jsp.parse(f'packed_masks({text})')
