@@ -60,7 +60,7 @@ def test_config_refuses_what_it_does_not_know():
   with pytest.raises(ValueError, match=r"Sizes of vision are '', 'smoke', 'vit'.*; got 'vot'"):
     vision.get_config('vot')
   for changes, message in (
-    ({'model': 'rnn'}, "model: found 'rnn', expected one of 'cnn', 'mlp', 'vit'"),
+    ({'model': 'rnn'}, "model: found 'rnn', expected one of 'cnn', 'mlp', 'normalized_mlp', 'vit'"),
     ({'width': 18}, 'width: found 18, expected a multiple of 4'),
     ({'steps': -1}, 'steps: found -1'),
     ({'rate': 0.0}, 'rate: found 0.0'),
