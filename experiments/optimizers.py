@@ -28,11 +28,16 @@ def warm_adamw(
   schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 10, 1), steps)
   slower = lambda count: 0.1 * schedule(count)
   matrices = lambda latents: jax.tree.map(lambda x: x.ndim > 1, latents)
+  return _partition(
+    optax.adamw(schedule, weight_decay=weight_decay, mask=matrices), optax.adam(slower)
+  )
+
+
+def _partition(
+  weights: optax.GradientTransformation, step_sizes: optax.GradientTransformation
+) -> optax.GradientTransformation:
   return optax.partition(
-    {
-      'weights': optax.adamw(schedule, weight_decay=weight_decay, mask=matrices),
-      'steps': optax.adam(slower),
-    },
+    {'weights': weights, 'steps': step_sizes},
     jsp.label({'(.*/)?step_size': 'steps', '.*': 'weights'}),
   )
 
@@ -87,12 +92,9 @@ def stepped_sgd(
   falls = {steps // 2: 0.1, steps * 3 // 4: 0.1}
   schedule = optax.piecewise_constant_schedule(rate, falls)
   momentum = lambda rate: optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(rate))
-  return optax.partition(
-    {
-      'weights': optax.chain(jsp.frobenius_decay(weight_decay), momentum(schedule)),
-      'steps': momentum(lambda count: 0.1 * schedule(count)),
-    },
-    jsp.label({'(.*/)?step_size': 'steps', '.*': 'weights'}),
+  return _partition(
+    optax.chain(jsp.frobenius_decay(weight_decay), momentum(schedule)),
+    momentum(lambda count: 0.1 * schedule(count)),
   )
 
 

@@ -1,16 +1,43 @@
-"""Statistics of calibration in a weight's own terms, for methods that ask for them.
+"""Statistics of calibration in a weight's own terms, and the loss on its batches.
 
 They come from `calibrate(apply_fn, params, batches, gram)`: X^T X `[*batch, R, R]`; or from the
 observer `input_norm`: `[*batch, R]`. A grouped convolution's have a group axis before R, and the
 output columns belong to its groups in turn.
 """
 
-from typing import Callable
+import math
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.numerics import axes
+
+
+def mean_loss(loss_fn: Callable, batches: list) -> Callable[[Any, str], float]:
+  """`(params, where) -> the mean loss over the batches`, compiled once for each tree of params.
+
+  Args:
+    loss_fn: `(params, batch) -> loss`.
+    batches: at least one.
+
+  Returns:
+    A function; it raises a ValueError that begins with `where` if the mean is not finite.
+
+  Example:
+    >>> mean_loss(lambda p, x: p * x, [1.0, 3.0])(2.0, 'dense')
+    4.0
+  """
+  loss = jax.jit(loss_fn)
+
+  def mean(params, where):
+    found = float(np.mean([float(loss(params, batch)) for batch in batches]))
+    if not math.isfinite(found):
+      raise ValueError(f'{where}: the loss is {found}; expected a finite one.')
+    return found
+
+  return mean
 
 
 def check_damping(damping) -> None:

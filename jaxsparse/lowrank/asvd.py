@@ -11,6 +11,7 @@ from jaxsparse.core import calibration
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.lowrank import factored
+from jaxsparse.lowrank import ranks
 
 _LEAST = 1e-4   # of the mean: an input that never was counts a little, so that S has an inverse
 
@@ -37,7 +38,7 @@ def asvd(rank, *, alpha: float = 0.5) -> transforms.Transform:
     >>> jsp.densify(transform.apply(*transform.init(params, stats=stats)))['w'].round(3).tolist()
     [[1.0, 0.0], [0.0, 0.0]]
   """
-  factored.check_rank(rank)
+  ranks.check_rank(rank)
   if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
     raise ValueError(f'alpha must be a number in [0, 1], got {alpha!r}.')
   spelling = spell.call(asvd, locals())

@@ -9,15 +9,9 @@ from jaxsparse.core import parametrization
 from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import low_rank as low_rank_format
+from jaxsparse.lowrank import ranks
 from jaxsparse.lowrank.low_rank import LowRank  # the room's `low_rank` is the factory
 from jaxsparse.numerics import linalg
-
-
-def check_rank(rank) -> None:
-  """Raises ValueError where `rank` is neither a positive integer nor a fraction in (0, 1]."""
-  integer = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-  if not integer and not (isinstance(rank, float) and 0 < rank <= 1):
-    raise ValueError(f'a rank must be a positive integer or a fraction in (0, 1], got {rank!r}.')
 
 
 def weighted(w: jax.Array, rank, left: Callable, back: Callable) -> LowRank:
@@ -31,8 +25,7 @@ def weighted(w: jax.Array, rank, left: Callable, back: Callable) -> LowRank:
     left: `m -> A m`, float32.
     back: `m -> A^-1 m`.
   """
-  full = min(w.shape[-2:])
-  r = max(round(rank * full), 1) if isinstance(rank, float) else min(rank, full)
+  r = ranks.resolved(rank, min(w.shape[-2:]))
   u, v = linalg.truncated_svd(left(w.astype(jnp.float32)), r)
   limit = float(jnp.finfo(w.dtype).max)
   narrow = lambda x: jnp.clip(x, -limit, limit).astype(w.dtype)

@@ -78,7 +78,7 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
   spelling = spell.call(low_rank, locals())
   by_name = rank if isinstance(rank, dict) else None
   for value in (by_name.values() if by_name is not None else [rank]):
-    _check_rank(value)
+    ranks.check_rank(value)
   ranks.check_multiple(multiple)
 
   def init(w, *, name):
@@ -87,8 +87,8 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
     if by_name is not None and isinstance(wanted, int) and wanted > full:
       raise ValueError(f'rank {wanted} was asked for, but the full rank of its matrix '
                        f'{tuple(w.shape[-2:])} is {full}.')
-    r = max(round(wanted * full), 1) if isinstance(wanted, float) else wanted
-    u, v = linalg.truncated_svd(w.astype(jnp.float32), ranks.rounded(r, multiple, full))
+    r = ranks.rounded(ranks.resolved(wanted, full), multiple, full)
+    u, v = linalg.truncated_svd(w.astype(jnp.float32), r)
     if not normalize:
       return LowRank(u.astype(w.dtype), v.astype(w.dtype)), ()
     norm = _norms(u)
@@ -114,12 +114,6 @@ def _norms(u):
   squares = jnp.square(u.astype(jnp.float32)).sum(-2, keepdims=True)
   safe = jnp.where(squares > 0, squares, 1.0)
   return jnp.where(squares > 0, jnp.sqrt(safe), 0.0)
-
-
-def _check_rank(rank):
-  integer = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-  if not integer and not (isinstance(rank, float) and 0 < rank <= 1):
-    raise ValueError(f'a rank must be a positive integer or a fraction in (0, 1], got {rank!r}.')
 
 
 def _only(by_name, transform):

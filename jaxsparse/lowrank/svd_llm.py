@@ -10,6 +10,7 @@ from jaxsparse.core import calibration
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.lowrank import factored
+from jaxsparse.lowrank import ranks
 from jaxsparse.numerics import linalg
 
 
@@ -39,7 +40,7 @@ def svd_llm(rank, *, damping: float = 1e-6) -> transforms.Transform:
     >>> jsp.densify(transform.apply(*transform.init(params, stats=stats)))['w'].round(3).tolist()
     [[1.0, 0.0], [0.0, 0.0]]
   """
-  factored.check_rank(rank)
+  ranks.check_rank(rank)
   calibration.check_damping(damping)
   if not damping:
     raise ValueError('damping must be above zero, got 0.')

@@ -7,13 +7,12 @@ every total that no other beats in both bytes and loss (Nemhauser and Ullmann, 1
 at the end is the whole Pareto front.
 """
 
-import math
 import re
 from typing import Any, Callable, NamedTuple
 
-import jax
 import numpy as np
 
+from jaxsparse.core import calibration
 from jaxsparse.core import combine
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
@@ -90,14 +89,8 @@ def scheme_costs(loss_fn: Callable, params: Any, batches: Any, schemes: tuple[st
     raise ValueError(f'scheme_costs needs batches, schemes and weights; found {len(batches)}, '
                      f'{len(schemes)} and {len(chosen)} that match {weights!r}.')
   made = {text: spelled.parse(text) for text in schemes}
-  loss = jax.jit(loss_fn)
-
-  def mean(values, where):
-    found = float(np.mean([float(loss(rebuild(values), batch)) for batch in batches]))
-    if not math.isfinite(found):
-      raise ValueError(f'{where}: the loss is {found}; expected a finite one.')
-    return found
-
+  loss = calibration.mean_loss(loss_fn, batches)
+  mean = lambda values, where: loss(rebuild(values), where)
   values = [leaf.value for leaf in leaves]
   start, costs = mean(values, 'the float model'), {}
   for n in chosen:

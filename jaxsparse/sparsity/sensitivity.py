@@ -9,10 +9,9 @@ import itertools
 import math
 from typing import Any, Callable, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxsparse.core import calibration
 from jaxsparse.core import names
 from jaxsparse.core import spelling as spell
 from jaxsparse.numerics import select
@@ -53,14 +52,8 @@ def sensitivities(loss_fn: Callable, params: Any, batches: Any, *,
                      f'{len(batches)} batches and {sum(x.is_weight for x in leaves)} weights.')
   if not all(0 < s < 1 for s in sparsities):
     raise ValueError(f'sparsities must be in (0, 1), got {tuple(sparsities)!r}.')
-  loss = jax.jit(loss_fn)
-
-  def mean(values, where):
-    found = float(np.mean([float(loss(rebuild(values), batch)) for batch in batches]))
-    if not math.isfinite(found):
-      raise ValueError(f'{where}: the loss is {found}; expected a finite one.')
-    return found
-
+  loss = calibration.mean_loss(loss_fn, batches)
+  mean = lambda values, where: loss(rebuild(values), where)
   dense = [leaf.value for leaf in leaves]
   start, table = mean(dense, 'dense'), {}
   for i, leaf in enumerate(leaves):
