@@ -167,16 +167,18 @@ def paired(values: Sequence[float], dense: Sequence[float]) -> tuple[float, floa
   return statistics.fmean(differences), error
 
 
-def table(runs: dict[str, list[Run]]) -> str:
-  """Returns the markdown table; the first transform is dense."""
+def table(runs: dict[str, list[Run | None]]) -> str:
+  """Returns the markdown table; the first transform is dense, and None a run that diverged."""
   head = ['transform', 'parameters', 'compressed weights', 'accuracy, %', 'difference ± s.e.',
           'switch', 'CPU s', 'ms a step after', 'looks, %', 'profile, s']  # fmt: skip
   lines, dense = [head, ['---'] * len(head)], next(iter(runs.values()))
   mean = lambda found, pick: statistics.fmean(map(pick, found))
   for name, found in runs.items():
-    difference, error = paired(
-      [100 * r.accuracy for r in found], [100 * r.accuracy for r in dense]
-    )
+    if None in found:
+      said = f'diverged at {found.count(None)} of {len(found)} seeds'
+      lines.append([f'`{name}`', said, *[''] * (len(head) - 2)])
+      continue
+    difference, error = paired([100 * r.accuracy for r in found], [100 * r.accuracy for r in dense])
     switches = [f'{r.switch}{" (cap)" if r.capped else ""}' for r in found if r.switch]
     lines.append([
       f'`{name}`',
@@ -225,11 +227,18 @@ def compare(experiment: str, size: str, seeds: int, say: Callable[[str], None]) 
   """Runs everything and returns table and claims; `say` hears of every run."""
   module = importlib.import_module(f'experiments.{experiment}')
   transforms = ['identity()', CUTTLEFISH, *(f'low_rank({ratio})' for ratio in FIXED)]
-  runs: dict[str, list[Run]] = {name: [] for name in transforms}
+  runs: dict[str, list[Run | None]] = {name: [] for name in transforms}
   for seed in range(seeds):
     config = overlay.replace(module.get_config(size), {'seed': seed})
     for name in transforms:
-      run = measure(module, config, name)
+      try:
+        run = measure(module, config, name)
+      except loop.Diverged as stop:
+        if name in ('identity()', CUTTLEFISH):
+          raise  # without them there is nothing to compare
+        runs[name].append(None)
+        say(f'seed {seed} {name}: diverged. {stop}')
+        continue
       runs[name].append(run)
       say(f'seed {seed} {name}: accuracy {run.accuracy:.4f}, {run.parameters:,} parameters, '
           f'{run.seconds:.1f} CPU s, switch {run.switch}, ranks {run.ranks}')  # fmt: skip
