@@ -13,14 +13,15 @@ _PACKAGE = _ROOT / 'jaxsparse'
 _WORKSHOP = ({'core', 'formats', 'numerics'}, set())
 _MAY_IMPORT = {
   'numerics': (set(), set()),
-  'formats': ({'numerics'}, set()),
+  'kernels': ({'numerics'}, set()),
+  'formats': ({'numerics', 'kernels'}, set()),
   'core': ({'formats', 'numerics'}, {'chex', 'optax'}),
   'sparsity': _WORKSHOP,
   'quantization': _WORKSHOP,
   # PEFT's files are safetensors, which comes with an extra.
   'lowrank': (_WORKSHOP[0], {'safetensors'}),
   'sharing': _WORKSHOP,
-  'trace': ({'core', 'formats', 'numerics'}, {'absl.logging'}),
+  'trace': ({'core', 'formats', 'kernels', 'numerics'}, {'absl.logging'}),
   'recipes': ({'sparsity', 'quantization', 'lowrank', 'sharing', 'core', 'formats'}, set()),
   'optimizers': ({'core', 'formats', 'numerics'}, {'optax'}),
   'training': ({'core', 'formats', 'optimizers'}, {'optax', 'orbax', 'absl.logging'}),
