@@ -22,6 +22,7 @@ os.environ['XLA_FLAGS'] = ' '.join([_GIVEN, *(f for f in _FLAGS if f not in _GIV
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 import jaxsparse  # noqa: E402, F401  the installed one, found before the root joins the path
 
@@ -42,3 +43,26 @@ hypothesis.settings.load_profile('strict')
 
 # Records what another library answers, where that is installed; run by hand.
 collect_ignore = ['golden/jaxpruner_record.py']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+  """Drops what a module compiled: kept, a worker grows by gigabytes and its collector slows."""
+  yield
+  jax.clear_caches()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+  """Marks as slow the cases of a `sampled(n)` test beyond n, which are spread evenly."""
+  cases = {}
+  for item in items:
+    mark = item.get_closest_marker('sampled')
+    if mark is not None:
+      cases.setdefault(id(mark), (mark.args[0], []))[1].append(item)
+  for kept, found in cases.values():
+    step = len(found) / min(kept, len(found))
+    spread = {int(step * i) for i in range(min(kept, len(found)))}
+    for number, item in enumerate(found):
+      if number not in spread:
+        item.add_marker(pytest.mark.slow)

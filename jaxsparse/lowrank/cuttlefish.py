@@ -2,10 +2,11 @@
 
 Wang, Agarwal, Tanaka, Xing and Papailiopoulos, "Cuttlefish: Low-Rank Model Training without All the
 Tuning" (MLSys 2023, arXiv:2305.02538). At the end of each epoch the stable rank of every weight is
-looked at. When all have stopped moving, or at the cap, which is this library's, each weight becomes
-two factors whose rank is its scaled stable rank; where that saves nothing it stays whole, and so do
-the first layers that factors would not make faster. Without a normalization in the model weights
-stay near their random start, and Cuttlefish rightly factors nothing.
+looked at. When those of the layers that may be factored have stopped moving, or at the cap, which
+is this library's, each weight becomes two factors whose rank is its scaled stable rank; where that
+saves nothing it stays whole, and so do the first layers that factors would not make faster. Without
+a normalization in the model weights stay near their random start, and Cuttlefish rightly factors
+nothing.
 """
 
 import re
@@ -19,6 +20,8 @@ from jaxsparse.lowrank import stable_rank
 from jaxsparse.lowrank.low_rank import low_rank
 
 _PROFILES = ('time', 'cost', 'none')
+# Small data have short epochs, in which ranks hardly move and a look costs as much as training.
+_MOST_LOOKS = 24
 
 
 def cuttlefish(*, every: int | None = None, tolerance: float | None = None, window: int = 5,
@@ -34,8 +37,8 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
   answers, or use `track_stable_rank`, `ranks_settled` and `choose_ranks` directly.
 
   Args:
-    every: steps between two looks, the 'epochs' below; None is an epoch, less where the run has
-      not twice `earliest` epochs.
+    every: steps between two looks, the 'epochs' below; None is an epoch, but more where that were
+      over 24 looks before the cap, and less where it were under `earliest`.
     tolerance: as in `ranks_settled`, like `window`, `last`, `earliest` and `paper`.
     window: as there.
     last: as there.
@@ -90,12 +93,15 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
       layers = _candidates(state, course)
       notes = notes | {'speedups': dict(course.speedups(layers, ratio, profile, speedup))}
     end = cap * course.steps
-    gap = every or max(1, min(course.epoch, int(end) // max(earliest, 2)))
+    gap = every or _gap(course.epoch, int(end), max(earliest, 2))
     if notes['done'] or course.count == 0 or course.count % gap:
       return stages.Turn(notes)
     seen = stable_rank.stable_ranks(state, params)
     notes = notes | {'history': [*notes['history'], [course.count, _plain(seen)]]}
-    history = [stable_rank.StableRanks(values, full=seen.full, initial=seen.initial, count=count)
+    # A layer that stays whole in any case need not have settled.
+    moving = _candidates(state, course) or [*seen]
+    history = [stable_rank.StableRanks({name: values[name] for name in moving}, full=seen.full,
+                                       initial=seen.initial, count=count)
                for count, values in notes['history']]
     settled = stable_rank.ranks_settled(history, **rule)
     if not settled and course.count + gap <= end:
@@ -127,6 +133,11 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
             and not re.fullmatch(keep, n)]
 
   return watch._replace(spec=watch.spec._replace(spelling=spelling, next_stage=next_stage))
+
+
+def _gap(epoch, end, earliest) -> int:
+  """Steps between looks, so that they are few enough to be cheap and as many as the rule needs."""
+  return max(1, min(max(epoch, -(-end // _MOST_LOOKS)), end // earliest))
 
 
 def slow_start(order: list[str], speedups: dict[str, float], least: float) -> set[str]:

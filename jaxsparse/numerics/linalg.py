@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Smallest side above which a thin factorization is randomized; LAPACK takes seconds from there on.
 LARGE = 2048
@@ -138,26 +139,28 @@ def _largest_eigenvalue(w):
   transposed = jnp.swapaxes(w, -1, -2)
   norm = lambda z: jnp.sqrt(jnp.square(z).sum(-2, keepdims=True))
 
-  def step(i, carry):
-    basis, tridiagonal, q = carry   # [..., n, steps], [..., steps, steps], [..., n, 1]
-    basis = basis.at[..., i].set(q[..., 0])
+  def step(carry, i):
+    basis, q, largest = carry   # [..., n, steps], [..., n, 1], [..., 1, 1]
+    basis = jax.lax.dynamic_update_slice_in_dim(basis, q, i, -1)
     z = product(w, product(transposed, q))
-    diagonal = product(jnp.swapaxes(q, -1, -2), z)[..., 0, 0]
+    diagonal = (q * z).sum(-2, keepdims=True)
     for _ in range(2):   # once leaves what rounding brought back
       z = z - product(basis, product(jnp.swapaxes(basis, -1, -2), z))
     # What is left of an exhausted space is rounding, and no direction.
-    least = 1e-5 * jnp.maximum(tridiagonal.max((-2, -1)), diagonal)[..., None, None]
-    beta = jnp.where(norm(z) > least, norm(z), 0.0)
-    off = jnp.where(i + 1 < _LANCZOS, beta[..., 0, 0], 0.0)
-    following = jnp.minimum(i + 1, _LANCZOS - 1)
-    tridiagonal = tridiagonal.at[..., i, i].set(diagonal)
-    tridiagonal = tridiagonal.at[..., i, following].add(off).at[..., following, i].add(off)
-    return basis, tridiagonal, jnp.where(beta > 0, z / jnp.where(beta > 0, beta, 1.0), 0.0)
+    largest, length = jnp.maximum(largest, diagonal), norm(z)
+    beta = jnp.where(length > 1e-5 * largest, length, 0.0)
+    following = jnp.where(beta > 0, z / jnp.where(beta > 0, beta, 1.0), 0.0)
+    return (basis, following, largest), (diagonal[..., 0, 0], beta[..., 0, 0])
 
+  # A constant: tracing jax's generator would cost more compilation than all of the rest.
   batch = w.shape[:-2]
-  q = jax.random.normal(jax.random.key(0), (*batch, n, 1))
-  start = (jnp.zeros((*batch, n, _LANCZOS)), jnp.zeros((*batch, _LANCZOS, _LANCZOS)), q / norm(q))
-  _, tridiagonal, _ = jax.lax.fori_loop(0, _LANCZOS, step, start)
+  q = np.random.default_rng(0).standard_normal((n, 1), np.float32)
+  q = jnp.broadcast_to(q / np.linalg.norm(q), (*batch, n, 1))
+  start = jnp.zeros((*batch, n, _LANCZOS)), q, jnp.zeros((*batch, 1, 1))
+  _, (diagonal, beta) = jax.lax.scan(step, start, jnp.arange(_LANCZOS))
+  diagonal, beta = (jnp.moveaxis(x, 0, -1)[..., None] for x in (diagonal, beta))
+  above = beta * jnp.eye(_LANCZOS, k=1)
+  tridiagonal = diagonal * jnp.eye(_LANCZOS) + above + jnp.swapaxes(above, -1, -2)
   return jnp.linalg.eigvalsh(tridiagonal)[..., -1]
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -44,6 +45,7 @@ class OwnMethodsTest(parameterized.TestCase):
       ('as_a_base', lambda: jsp.lora(2, base=gained())),
       ('raw', lambda: doubled()), ('raw_after_nm', lambda: jsp.chain(jsp.nm(2, 4), doubled())),
       ('raw_between', lambda: jsp.chain(jsp.rigl(0.5), doubled(), jsp.lsq(4))))
+  @pytest.mark.sampled(5)
   def test_composes(self, make):
     transform = make()
     latents, state = transform.init(self.params)

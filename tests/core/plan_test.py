@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -32,6 +33,7 @@ class PlanTest(parameterized.TestCase):
                             'magnitude(0.5, pattern=channel())', 'rigl(0.75, distribution=erk)',
                             'magnitude(0.5, pattern=block(4, 4))',
                             "rules([('head/kernel', nm(1, 4) | lsq(2)), ('.*', identity())])")
+  @pytest.mark.sampled(6)
   def test_bytes_are_those_of_the_packed_tree(self, text):
     transform = jsp.parse(text)
     packed = transform.pack(*transform.init(PARAMS))

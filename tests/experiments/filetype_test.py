@@ -97,6 +97,7 @@ def test_figures_of_dense_and_of_packed_weights(params):
   assert found['agreement'] > 0.9 and jsp.nbytes(packed) < 0.3 * jsp.nbytes(params)
 
 
+@pytest.mark.slow
 def test_the_teacher_has_nothing_to_teach_itself(params):
   built = filetype.build(dataclasses.replace(filetype.get_config('smoke'), batch_size=4))
   batch = built.batch(0)

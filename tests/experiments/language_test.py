@@ -8,6 +8,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from jax.sharding import NamedSharding
@@ -235,6 +236,7 @@ class TaskTest(absltest.TestCase):
     self.assertFalse(np.array_equal(first.batch(3), language.build(tiny(seed=1)).batch(3)))
     self.assertEqual(first.facts['corpus_digest'], again.facts['corpus_digest'])
 
+  @pytest.mark.slow
   def test_a_mesh_changes_where_and_not_what(self):
     task = language.build(tiny())
     transform = jsp.at(task.weights, jsp.parse('rigl(0.5)'))

@@ -21,6 +21,7 @@ _TRANSFORMS = (
 
 
 @pytest.mark.parametrize('spelled', _TRANSFORMS)
+@pytest.mark.sampled(4)
 def test_a_step_of_any_transform_moves_what_it_can(spelled):
   transform, tx = jsp.parse(spelled), optimizers.warm_adamw(0.1, steps=3)
   params = {'kernel': jax.random.normal(jax.random.key(0), (8, 8)), 'bias': jnp.zeros(8)}

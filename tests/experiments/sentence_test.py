@@ -109,6 +109,7 @@ def _names(params):
   return [name for name, _ in _flat(params)]
 
 
+@pytest.mark.slow
 def test_batches_by_length_change_nothing_and_packed_weights_multiply(params):
   forward = jax.jit(jsp.dispatch(minilm.apply))
   alone = np.asarray(forward(params, minilm.tokenize(_TEXTS, length=32)))

@@ -85,7 +85,7 @@ def test_every_compressed_layer_takes_every_kind_of_transform(model, data):
   assert jsp.flops(built.apply, weights, built.inputs).executed > 0
 
 
-@pytest.mark.parametrize('model', ['cnn', 'mlp', 'vit'])
+@pytest.mark.parametrize('model', ['cnn', 'mlp', pytest.param('vit', marks=pytest.mark.slow)])
 def test_specs_split_weights_over_a_mesh_and_change_nothing(model):
   built = vision.build(_config(model=model, width=16))
   params = built.init()

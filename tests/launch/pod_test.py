@@ -416,6 +416,7 @@ class PlanTest(parameterized.TestCase):
   @parameterized.parameters(
     ('v5e:2x4', 'data:4,model:2'), ('v5p:2x2x2', 'data:8'), ('v6e:2x4', 'data:2,model:4')
   )
+  @pytest.mark.sampled(1)
   def test_a_small_step_is_compiled_for_a_slice(self, name, mesh):
     code, text, found = plan(
       f'--topology={name}', f'--mesh={mesh}', '--size=smoke', '--transform=rigl(0.9)'

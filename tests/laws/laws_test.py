@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from jax.sharding import NamedSharding
@@ -49,9 +50,11 @@ def check_laws(text: str, params) -> None:
   chex.assert_trees_all_equal_shapes_and_dtypes(grads, latents)
 
   # 3 Fixed structure, and unselected leaves returned untouched.
-  for refresh in (None, True, False):
-    new = jax.jit(functools.partial(transform.update, refresh=refresh))(
-        latents, state, grads=effective_grads)
+  update = functools.partial(transform.update, grads=effective_grads)
+  updated = jax.jit(update)(latents, state)
+  abstract = [jax.eval_shape(functools.partial(update, refresh=refresh), latents, state)
+              for refresh in (True, False)]
+  for new in (updated, *abstract):
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
   for name in ('bias', 'scale', 'steps'):
@@ -64,7 +67,7 @@ def check_laws(text: str, params) -> None:
       jax.eval_shape(cases.init_of(transform), params), (latents, state))
   apply = jax.jit(lambda p, s: jsp.densify(transform.apply(p, s)))
   chex.assert_trees_all_close(apply(latents, state), out, atol=1e-6, rtol=1e-2)
-  apply(latents, transform.update(latents, state, grads=effective_grads))
+  apply(latents, updated)
   assert apply._cache_size() == 1
 
   # 6 Pack, exactly; formats count their own bytes.
@@ -152,6 +155,7 @@ class LawsTest(parameterized.TestCase):
       'wanda(0.0)', 'sparsegpt(0.0)', 'optimal_brain(0.0)', 'static(0.0)',
       'sparse_evolution(0.0)', 'snfs(0.0)', 'top_kast(0.0)', 'straight_through(0.0)', 'ac_dc(0.5)',
       'sr_ste(4, 4)', 'soft_threshold()', 'movement(linear(0.5, end=2))')
+  @pytest.mark.sampled(10)
   def test_8_lossless_corner(self, text):
     for tree in ('matrix', 'attention', 'experts'):
       params = cases.make_tree(cases.TREES[tree], 'normal', 'float32')

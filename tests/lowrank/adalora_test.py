@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -54,6 +55,7 @@ def restated(history, counts):
 class AdaLoraTest(parameterized.TestCase):
 
   @parameterized.parameters(True, False)
+  @pytest.mark.sampled(1)
   def test_budget_and_importance(self, host):
     rng = np.random.default_rng(0)
     transform = jsp.parse(_TEXT)

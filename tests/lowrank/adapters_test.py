@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -78,6 +79,7 @@ class AdaptersTest(parameterized.TestCase):
     chex.assert_trees_all_close(mixed, jax.tree.map(np.float32, expected), atol=1e-4)
 
   @parameterized.parameters(*_KINDS)
+  @pytest.mark.sampled(2)
   def test_chosen_by_example_as_each_alone(self, text):
     transform, params = jsp.parse(text), weights()
     adapters = [trained(transform, params, seed)[0] for seed in (3, 4)]

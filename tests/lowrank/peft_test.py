@@ -34,6 +34,7 @@ class PeftTest(parameterized.TestCase):
 
   @parameterized.parameters('lora(3, alpha=6)', 'dora(3, alpha=5.0, scaling=rslora)',
                             "at('.*kernel', lora(3, base=nf4(group=4)))")
+  @pytest.mark.sampled(2)
   def test_names_shapes_products_and_round_trip(self, text):
     transform = jsp.parse(text)
     params, state = trained(transform)

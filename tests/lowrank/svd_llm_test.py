@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -73,6 +74,7 @@ class SvdLlmTest(parameterized.TestCase):
       self.assertTrue(np.isfinite(compressed(text, w, 0 * x)).all())
       np.testing.assert_array_equal(compressed(text, 0 * w, x), 0)
 
+  @pytest.mark.slow
   def test_calibrated_on_a_model_and_stored_in_int8(self):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from jax.sharding import PartitionSpec
@@ -63,6 +64,7 @@ class ErrorFeedbackTest(parameterized.TestCase):
     np.testing.assert_allclose(out['w'], (u[:, :2] * s[:2]) @ v[:2], atol=0.05)
 
   @parameterized.parameters(*_COMPRESSORS)
+  @pytest.mark.sampled(2)
   def test_workers_receive_the_mean_of_what_they_sent(self, name):
     tx = jsp.error_feedback(_COMPRESSORS[name], axis_name='data')
     mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))

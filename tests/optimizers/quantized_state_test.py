@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from jax.sharding import NamedSharding
@@ -104,6 +105,7 @@ class QuantizedStateTest(parameterized.TestCase):
       ('inside', lambda q: q(optax.inject_hyperparams(optax.adam)(learning_rate=1e-2))),
       ('adafactor', lambda q: q(optax.adafactor(1e-2))), ('lion', lambda q: q(optax.lion(1e-2))),
       ('amsgrad', lambda q: q(optax.amsgrad(1e-2))), ('rmsprop', lambda q: q(optax.rmsprop(1e-2))))
+  @pytest.mark.sampled(4)
   def test_inside_and_around(self, make):
     p = params()
     tx, plain = make(jsp.quantized_state), make(lambda tx: tx)

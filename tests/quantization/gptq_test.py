@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -84,6 +85,7 @@ class GptqTest(parameterized.TestCase):
       self.assertLess(loss(out, w, hessian), 0.7 * loss(plain, w, hessian))
 
   @parameterized.parameters((300, 150, False), (300, 100, True), (270, 64, False), (5, 64, False))
+  @pytest.mark.sampled(2)
   def test_blocks_do_not_show(self, rows, group, act_order):
     w, hessian = sample(rows, 4)
     out, packed = run(jsp.gptq('int3', group=group, act_order=act_order), w, hessian)

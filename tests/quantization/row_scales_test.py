@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -92,6 +93,7 @@ class SmoothQuantTest(parameterized.TestCase):
     error = lambda y: np.square(np.asarray(y) - x @ w).sum()
     self.assertLess(error(y), 0.5 * error(rough))
 
+  @pytest.mark.slow
   def test_attention_and_stacks(self):
     rng = np.random.default_rng(0)
     params = {'out': {'kernel': jnp.asarray(rng.normal(size=(4, 3, 8)), jnp.float32)},

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -74,6 +75,7 @@ class SchemesTest(parameterized.TestCase):
 
   @parameterized.parameters('binary', 'ternary', 'int2', 'int4', 'uint2', 'uint4', 'uint8',
                             'float8_e4m3', 'float8_e5m2', 'float4_e2m1')
+  @pytest.mark.sampled(4)
   def test_like_numpy(self, dtype):
     w = np.random.default_rng(0).normal(size=(11, 6)).astype(np.float32) + 0.3
     w[4:8] = 0
@@ -131,6 +133,7 @@ class SchemesTest(parameterized.TestCase):
     np.testing.assert_allclose(out, oracle(w, 'int4', granularity, group, 'percentile'), rtol=3e-6)
 
   @parameterized.parameters('int4', 'uint4', 'int3', 'float4_e2m1')
+  @pytest.mark.sampled(2)
   def test_searched_rules_lose_less(self, dtype):
     w = np.random.default_rng(5).standard_t(3, size=(64, 8)).astype(np.float32)
     plain = np.asarray(run(jsp.fake_quantize(dtype), jnp.asarray(w))[0])

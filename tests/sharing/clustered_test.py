@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -32,6 +33,7 @@ class ClusteredTest(parameterized.TestCase):
     np.testing.assert_allclose(grads, [upstream[index == i].sum() for i in range(4)], rtol=1e-5)
 
   @parameterized.parameters((2, 1), (3, 2), (4, 2), (5, 4), (16, 4), (17, 8), (256, 8))
+  @pytest.mark.sampled(3)
   def test_bytes(self, k, width):
     transform = jsp.clustered(k)
     params, state = transform.init({'kernel': normal(9, 7)})

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -93,6 +94,7 @@ class CalibratedTest(parameterized.TestCase):
     np.testing.assert_array_equal(out, expected.astype(jnp.bfloat16))
 
   @each
+  @pytest.mark.sampled(2)
   def test_every_layer_of_a_stack_by_itself(self, text):
     w = normal(2, 3, 8, 4)
     grams = jnp.stack([jnp.stack([gram(8, seed=10 * i + j) for j in range(3)]) for i in range(2)])
@@ -105,6 +107,7 @@ class CalibratedTest(parameterized.TestCase):
         np.testing.assert_allclose(out[i, j], alone, rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters(*models.ALL)
+  @pytest.mark.sampled(2)
   def test_stock_models(self, model):
     fn, params, x = models.ALL[model]()
     stats = jsp.calibrate(fn, params, [x], jsp.gram)
@@ -118,6 +121,7 @@ class CalibratedTest(parameterized.TestCase):
     self.assertTrue(jnp.isfinite(out).all())
 
   @each
+  @pytest.mark.sampled(2)
   def test_a_convolution_is_the_product_with_its_patches(self, text):
     w, x = normal(2, 2, 4, 6), normal(3, 5, 5, 4, seed=2)
     fn = lambda p, x: jax.lax.conv_general_dilated(
@@ -131,6 +135,7 @@ class CalibratedTest(parameterized.TestCase):
     np.testing.assert_allclose(out.reshape(16, 6), expected, rtol=1e-3, atol=1e-4)
 
   @each
+  @pytest.mark.sampled(2)
   def test_groups_of_a_convolution_by_themselves(self, text):
     w, x = normal(1, 4, 6), normal(40, 1, 8, seed=2)
     fn = lambda p, x: jax.lax.conv_general_dilated(
@@ -149,6 +154,7 @@ class CalibratedTest(parameterized.TestCase):
                                  atol=1e-4)
 
   @each
+  @pytest.mark.sampled(2)
   def test_attention_reduces_over_several_axes(self, text):
     w, x = normal(2, 4, 6), normal(20, 2, 4, seed=2)
     fn = lambda p, x: jnp.einsum('nhd,hdo->no', x, p['kernel'])

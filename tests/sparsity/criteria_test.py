@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -109,6 +110,7 @@ class CriteriaTest(parameterized.TestCase):
     for k, s in scores.items():
       np.testing.assert_array_equal(masks[k], s >= threshold)
 
+  @pytest.mark.slow
   def test_grasp_uses_the_hessian(self):
     params, x, apply_fn = network(1)
     loss = lambda p, x: (jnp.tanh(apply_fn(p, x)) ** 2).mean()

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -71,6 +72,7 @@ def run(text, params):
 class EveryTransformTest(parameterized.TestCase):
 
   @parameterized.parameters(*WORDS)
+  @pytest.mark.sampled(6)
   def test_hostile_weights(self, text):
     params = hostile()
     if 'block' in text:   # which says so of a single column or row that it does not divide
@@ -116,6 +118,7 @@ class EveryTransformTest(parameterized.TestCase):
 class CompiledTest(parameterized.TestCase):
 
   @parameterized.parameters(*MOVES)
+  @pytest.mark.sampled(5)
   def test_counts_survive_nan(self, text):
     transform = jsp.parse(text)
     params, state = transform.init(kernels(w=normal(8, 4)))
@@ -209,7 +212,7 @@ class SearchTest(parameterized.TestCase):
     for one, mask, score, found in zip(*map(flat, (drop, old, ranked(scores), new))):
       np.testing.assert_array_equal(found, oracles.drop_and_grow(one, mask, score, fraction))
 
-  @hypothesis.settings(max_examples=30)
+  @hypothesis.settings(max_examples=10)
   @hypothesis.given(matrices(), st.sampled_from([(1, 1), (2, 2), (3, 2), (9, 9)]))
   def test_patterns_keep_their_count_and_come_back_from_storage(self, drawn, tile):
     w, _, seed, _ = drawn

@@ -14,6 +14,7 @@ import functools
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,6 +50,10 @@ def cases_of(group):
   return [(c, arrays[f'scores/{c["scores"]}']) for c in cases[group]]
 
 
+# Compiled once for a shape; operation by operation takes several times as long.
+_top_k_mask, _top_k_masks = jax.jit(select.top_k_mask), jax.jit(select.top_k_masks)
+
+
 def half(units, sparsity):
   """Whether rounding may go either way: there the two differ by one at most."""
   return abs(units * (1 - sparsity) % 1 - 0.5) < 1e-4
@@ -64,7 +69,7 @@ def check_all(pattern, found):
   for shape in {s.shape for s, _, _ in found}:
     same = [f for f in found if f[0].shape == shape]
     scores, kept, expected = (np.stack(x) for x in zip(*same))
-    ours = pattern.mask(jnp.asarray(scores), jnp.asarray(kept, jnp.int32)[:, None, None])
+    ours = jax.jit(pattern.mask)(scores, np.asarray(kept, np.int32)[:, None, None])
     np.testing.assert_array_equal(ours, expected)
 
 
@@ -149,14 +154,14 @@ class RulesTest(parameterized.TestCase):
       if case['rule'].startswith('pooled'):
         check_count(sum(w.size for w in ws.values()), case['sparsity'],
                     sum(m.sum() for m in expected.values()), case)
-        ours = dict(zip(names, select.top_k_masks(
-            [jnp.asarray(scores[k]) for k in names], sum(m.sum() for m in expected.values()))))
+        ours = dict(zip(names, _top_k_masks([scores[k] for k in names],
+                                            sum(m.sum() for m in expected.values()))))
       else:
         shares = getattr(distributions, case['rule'])(
             {k: _kernel(w.shape) for k, w in ws.items()}, case['sparsity'])
         for k, w in ws.items():
           check_count(w.size, shares[k], expected[k].sum(), case)
-        ours = {k: select.top_k_mask(jnp.asarray(scores[k]), expected[k].sum()) for k in names}
+        ours = {k: _top_k_mask(scores[k], expected[k].sum()) for k in names}
       for k in names:
         np.testing.assert_array_equal(ours[k], expected[k], str((case['rule'], k)))
       if case['tree'] == 'conv' and case['sparsity'] == 0.8 and case['rule'] != 'pooled_normalized':

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -56,6 +57,7 @@ class L0Test(parameterized.TestCase):
     self.assertFalse((view == again).all())
 
   @parameterized.parameters(('entry', 1), ('output', 6), ('reduction', 5))
+  @pytest.mark.sampled(1)
   def test_slope_of_the_penalty(self, unit, weights_each):
     transform = jsp.l0(unit=unit, penalty=0.25)
     params, state = transform.init({'kernel': jnp.zeros((6, 5))})   # the loss itself is flat

@@ -69,6 +69,7 @@ def pooled_by_numpy(params, kept):
 class ShardedMasksTest(parameterized.TestCase):
 
   @parameterized.product(fill=FILLS, dtype=('float32', 'bfloat16'))
+  @pytest.mark.sampled(4)
   def test_one_threshold_over_all_is_numpys_on_every_mesh(self, fill, dtype):
     params = weights(fill, dtype)
     transform = jsp.magnitude(0.8, distribution=jsp.pooled)
@@ -79,6 +80,7 @@ class ShardedMasksTest(parameterized.TestCase):
         np.testing.assert_array_equal(mask, expected[name], f'{shape} {name}')
 
   @parameterized.product(text=METHODS, shape=((2, 4), (8, 1)))
+  @pytest.mark.sampled(5)
   def test_masks_lie_where_their_weights_lie(self, text, shape):
     params, tx = placed(weights('normal', 'float32'), mesh_of(shape)), optax.adam(1e-2)
     transform = jsp.parse(text)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -183,6 +184,7 @@ class SparseTrainingTest(parameterized.TestCase):
   @parameterized.parameters('straight_through(0.5)', 'sr_ste(2, 4)', 'movement(at_step(2, 0.5))',
                             'snfs(0.5, every=3, end=9)', 'top_kast(0.5, every=2)',
                             'ac_dc(0.5, start=1, every=2, end=6)')
+  @pytest.mark.sampled(2)
   def test_wrap_and_scan_agree_with_the_loop(self, text):
     rng = np.random.default_rng(0)
     params = {'kernel': jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)}

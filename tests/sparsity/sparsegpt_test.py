@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -70,6 +71,7 @@ class SparseGptTest(parameterized.TestCase):
     self.assertTrue((np.asarray(mask).reshape(-1, m, 12).sum(1) == n).all())
 
   @parameterized.parameters((7, 5, 0.5), (40, 1, 0.9), (1, 6, 0.5), (33, 3, 0.0), (5, 1, 0.99))
+  @pytest.mark.sampled(2)
   def test_the_count_is_exact_whatever_the_blocks(self, rows, columns, sparsity):
     w, x = sample(rows, columns)
     for block in (4, 16):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -128,6 +129,7 @@ class LoopTest(parameterized.TestCase):
       (self.folder / name).mkdir()
 
   @parameterized.parameters('rigl(0.5, every=3, end=9)', 'lsq(bits=4)')
+  @pytest.mark.sampled(1)
   def test_a_preempted_run_goes_on_to_the_bit(self, transform):
     whole, _ = train(self.folder / 'a', toy(), transform)
     for stop in (3, 7):  # neither is a multiple of checkpoint_every or log_every
@@ -139,6 +141,7 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(logged(self.folder / 'a'), logged(self.folder / 'b'))
     self.assertEqual(resumed.count, 12)
 
+  @pytest.mark.slow
   def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(self):
     whole, _ = train(self.folder / 'a', toy(steps=16))
     train(self.folder / 'b', toy())
@@ -168,6 +171,7 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual([e['event'] for e in events], ['save'])
 
   @parameterized.parameters({'poison': {5}}, {'poison': {4, 5, 6}}, {'poison': {0}})
+  @pytest.mark.sampled(1)
   def test_stops_at_the_step_that_diverged_and_saves_nothing_of_it(self, poison):
     with self.assertRaises(loop.Diverged) as caught:
       train(self.folder / 'a', toy(poison=poison))
@@ -184,6 +188,7 @@ class LoopTest(parameterized.TestCase):
     steps = [json.loads(line)['step'] for line in logged(self.folder / 'a').splitlines()]
     self.assertEqual(steps, [2, 4, 6, 8, 10, 12])
 
+  @pytest.mark.slow
   def test_rolls_back_a_bounded_number_of_times(self):
     with self.assertRaises(loop.Diverged):
       train(self.folder / 'a', toy(poison=set(range(5, 99))), on_nan='rollback', rollbacks=2)
@@ -207,6 +212,7 @@ class LoopTest(parameterized.TestCase):
     with jsp.CheckpointStore(self.folder / 'a' / 'checkpoints') as store:
       self.assertEqual(store.steps(), [8, 12])
 
+  @pytest.mark.slow
   def test_metrics_that_cannot_be_written_fail_the_save_and_come_with_the_next(self):
     train(self.folder / 'a', toy())
     flush, calls = metrics.Metrics.flush, []
@@ -225,6 +231,7 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual([e['step'] for e in events if e['event'] == 'save'], [4, 12])
     self.assertEqual(logged(self.folder / 'a'), logged(self.folder / 'b'))
 
+  @pytest.mark.slow
   def test_saves_that_keep_failing_end_the_run(self):
     self.addCleanup(limit_file_size, False)
     with self.assertRaises(jsp.SaveError):
@@ -233,6 +240,7 @@ class LoopTest(parameterized.TestCase):
     with jsp.CheckpointStore(self.folder / 'a' / 'checkpoints') as store:
       self.assertEqual(store.steps(), [4])
 
+  @pytest.mark.slow
   def test_meshes_agree(self):
     ts, _ = train(self.folder / 'a', toy(), mesh={'data': 8, 'model': 1})
     other, _ = train(self.folder / 'b', toy(), mesh={'data': 4, 'model': 2})

@@ -93,7 +93,7 @@ class ResumeTest(parameterized.TestCase):
     for number in range(kills):
       process = start(killed, transform, cache)
       begun = steps_logged(killed)
-      if number % 3 == 2:
+      if number % 2:
         moment = lambda: writing(killed)
       else:
         # Spread over what is left, so that the later kills find something to interrupt.
@@ -101,7 +101,7 @@ class ResumeTest(parameterized.TestCase):
         moment = lambda at=begun + ahead: steps_logged(killed) >= at
       happened += kill_when(process, moment)
     finish(start(killed, transform, cache), killed)
-    self.assertGreaterEqual(happened, kills - 2)
+    self.assertGreaterEqual(happened, max(1, kills - 2))
     results = [json.loads((d / 'result.json').read_text()) for d in (whole, killed)]
     self.assertEqual(results[0]['digest'], results[1]['digest'])
     self.assertEqual(results[0]['figures'], results[1]['figures'])
@@ -112,8 +112,8 @@ class ResumeTest(parameterized.TestCase):
     self.assertEqual(again.returncode, 0)
     self.assertIn('Finished already', again.stderr)
 
-  def test_three_kills(self):
-    self._check('rigl(0.8, every=7, end=50)', 3)
+  def test_two_kills(self):
+    self._check('rigl(0.8, every=7, end=50)', 2)
 
   @parameterized.parameters('rigl(0.8, every=7, end=50)', 'lsq(bits=4)')
   @pytest.mark.slow
