@@ -41,6 +41,7 @@ from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
 from jaxsparse.numerics.axes import DimensionNumbers
+from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
 from jaxsparse.lowrank import AdaLora
 from jaxsparse.lowrank import Dora
 from jaxsparse.numerics.rounding import stochastic as stochastic_round
