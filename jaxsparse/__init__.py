@@ -9,12 +9,14 @@ from jaxsparse.core.combine import at
 from jaxsparse.core.combine import chain
 from jaxsparse.core.combine import rules
 from jaxsparse.core.frozen import frozen
+from jaxsparse.core.masks import BlockMask
 from jaxsparse.core.masks import MaskState
 from jaxsparse.core.masks import PackedMask
 from jaxsparse.core.masks import ViewState
 from jaxsparse.core.masks import masks
 from jaxsparse.core.names import Frozen
 from jaxsparse.core.names import label
+from jaxsparse.core.packed_blocks import packed_blocks
 from jaxsparse.core.packed_masks import packed_masks
 from jaxsparse.core.parametrization import Parametrization
 from jaxsparse.core.parametrization import freeze
@@ -41,6 +43,7 @@ from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
 from jaxsparse.numerics.axes import DimensionNumbers
+from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
 from jaxsparse.lowrank import AdaLora
 from jaxsparse.lowrank import Dora
 from jaxsparse.numerics.rounding import stochastic as stochastic_round
@@ -117,6 +120,7 @@ from jaxsparse.sparsity import L0
 from jaxsparse.sparsity import Permutation
 from jaxsparse.sparsity import SoftThreshold
 from jaxsparse.sparsity import ac_dc
+from jaxsparse.sparsity import balanced_blocks
 from jaxsparse.sparsity import block
 from jaxsparse.sparsity import by_sensitivity
 from jaxsparse.sparsity import channel

@@ -240,5 +240,6 @@ def _joined(parts: tuple[Transform, ...], spelling: spell.Call,
   return transforms.Spec(spelling, due, any(p.spec.restructures for p in parts), parts,
                          takes_formats=True, projects=all(p.spec.projects for p in parts),
                          regrows=any(p.spec.regrows for p in parts),
+                         dense_updates=any(p.spec.dense_updates for p in parts),
                          needs=frozenset().union(*(p.spec.needs for p in parts)),
                          next_stage=next_stage)

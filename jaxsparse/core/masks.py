@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxsparse.core import names
 from jaxsparse.core import weights
+from jaxsparse.formats import block as block_format
+from jaxsparse.numerics import axes
 from jaxsparse.numerics import packing
 
 
@@ -47,9 +49,43 @@ class PackedMask:
     return packing.unpack(self.bits, 1, self.size, axis=self.axis).astype(jnp.bool_)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['kidx'],
+                   meta_fields=['layout', 'block', 'doubly_balanced'])
+@dataclasses.dataclass(frozen=True)
+class BlockMask:
+  """A mask of balanced blocks, by their indices: what `packed_blocks` keeps in a state.
+
+  Attributes:
+    kidx: int32 `[*batch, G, S]`: the block rows kept in each block column, ascending.
+    layout: of the dense weight.
+    block: `(bk, bn)`.
+    doubly_balanced: whether every block row is kept equally often, too.
+  """
+
+  kidx: jax.Array
+  layout: axes.Layout
+  block: tuple[int, int]
+  doubly_balanced: bool
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the mask."""
+    return self.layout.shape
+
+  def unpack(self) -> jax.Array:
+    """The bool mask, of the weight's shape."""
+    rows, _ = block_format.grid_of(self.layout.matrix_shape, self.block)
+    there = self.kidx[..., None] == jnp.arange(rows).reshape(*[1] * self.kidx.ndim, rows)
+    full = jnp.swapaxes(there.any(-2), -1, -2)   # [*batch, nk, nn]
+    for axis, size in zip((-2, -1), self.block):
+      full = jnp.repeat(full, size, axis=axis)
+    r, o = self.layout.matrix_shape[-2:]
+    return self.layout.from_matrix(full[..., :r, :o])
+
+
 def is_packed(x: Any) -> bool:
-  """Whether `x` is a packed mask."""
-  return isinstance(x, PackedMask)
+  """Whether `x` is a mask in a packed form."""
+  return isinstance(x, (PackedMask, BlockMask))
 
 
 def unpacked(x: Any) -> Any:
@@ -92,10 +128,19 @@ def mask_entries(state: Any, *, pruned: bool = False) -> dict[str, jax.Array]:
     if not _is_node(node):
       continue
     for key, value in node.weights.items():
-      if is_masked(value) and not (pruned and getattr(value, '__dense_latents__', False)):
+      held = getattr(value, '__dense_latents__', False) or (
+          is_masked(value) and isinstance(value.mask, BlockMask))   # pruned entries are not there
+      if is_masked(value) and not (pruned and held):
         mask = unpacked(value.mask)
         found[key] = found[key] & mask if key in found else mask
   return found
+
+
+def block_masks(state: Any) -> dict[str, BlockMask]:
+  """{key: mask} of the weights of a state that are held as blocks."""
+  return {key: value.mask for node in jax.tree.leaves(state, is_leaf=_is_node) if _is_node(node)
+          for key, value in node.weights.items()
+          if is_masked(value) and isinstance(value.mask, BlockMask)}
 
 
 def masks(state: Any) -> dict[str, jax.Array]:

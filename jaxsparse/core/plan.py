@@ -90,6 +90,9 @@ def _finish(transform, state, done):
   Appends (scheme, layout, kept) to `done[key]` for each stage that takes a weight.
   """
   spelling, parts = transform.spec.spelling, transform.spec.parts
+  if isinstance(spelling, spell.Call) and spelling.name == 'packed_blocks':
+    _finish(parts[0], state, done)
+    return state   # these masks stay as large as they are
   if isinstance(spelling, spell.Call) and spelling.name in ('at', 'packed_masks'):
     return _finish(parts[0], state, done)
   if parts and isinstance(state, tuple) and len(parts) == len(state):

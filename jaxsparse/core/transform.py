@@ -36,6 +36,8 @@ class Spec(NamedTuple):
       latents may be kept as it leaves them: a training step then projects what the optimizer
       made, in the same pass, and the forward pass reads the weights as they are.
     regrows: whether `update` may bring back what was pruned, which `realign` then sets to zero.
+    dense_updates: whether `apply` returns formats while `update` ranks what they leave out, so that
+      a step with an expensive update differentiates the dense weights.
     final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
       schedule ends with, where the pattern allows them; None for what does not prune.
     needs: what `init` cannot do without: `'stats'`, statistics of the observer `gram`, and the kind
@@ -52,6 +54,7 @@ class Spec(NamedTuple):
   takes_formats: bool = False
   projects: bool = False
   regrows: bool = True
+  dense_updates: bool = False
   final_masks: Callable | None = None
   needs: frozenset[str] = frozenset()
   next_stage: Callable | None = None

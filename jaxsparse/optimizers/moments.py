@@ -16,7 +16,8 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
 
   A grown weight starts at zero (Evci et al., arXiv:1911.11134), and a moment gathered before it
   was pruned says nothing about it now. The one place where params follow the state. Methods that
-  train dense latents behind their mask (`straight_through`) are left alone.
+  train dense latents behind their mask (`straight_through`) are left alone. Weights held as blocks
+  (`packed_blocks`) and their moments are laid out for the new mask.
 
   Args:
     tx: the optimizer whose state it is; any that `optax.tree_map_params` understands.
@@ -36,6 +37,7 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
     >>> float(params['kernel'].sum())
     4.0
   """
+  params, opt_state = _relaid(tx, params, opt_state, old_state, new_state)
   old, new = (masks.mask_entries(state, pruned=True) for state in (old_state, new_state))
   grown = {key: new[key] & ~old[key] for key in new if new[key] is not old[key]}
   if not grown:
@@ -59,6 +61,34 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
   masked = lambda x: isinstance(x, optax.MaskedNode)
   zero_owned = lambda x, f: x if masked(x) else zero(x, f)
   return params, optax.tree_map_params(tx, zero_owned, opt_state, fresh_tree, is_leaf=masked)
+
+
+def _relaid(tx, params, opt_state, old_state, new_state):
+  """Stored blocks moved to the slots of a new mask, zeros in those that are new to it."""
+  old, new = masks.block_masks(old_state), masks.block_masks(new_state)
+  moved = {key for key in new if new[key] is not old[key]}
+  if not moved:
+    return params, opt_state
+  leaves, rebuild = names.named_leaves(params)
+  # The index of each slot's block in the old layout, one past the end where it was not kept.
+  sources = {}
+  for key in moved:
+    same = new[key].kidx[..., :, None] == old[key].kidx[..., None, :]
+    sources[key] = jnp.where(same.any(-1), same.argmax(-1), same.shape[-1])
+  source_tree = rebuild([sources.get(leaf.key, jnp.zeros((), jnp.int32)) for leaf in leaves])
+
+  def move(x, source):
+    if not source.ndim or getattr(x, 'ndim', 0) != source.ndim + 1:
+      return x
+    slots = source.shape[-1]
+    blocks = x.reshape(*source.shape, x.shape[-2] // slots, x.shape[-1])
+    blocks = jnp.pad(blocks, [(0, 0)] * (source.ndim - 1) + [(0, 1), (0, 0), (0, 0)])
+    return jnp.take_along_axis(blocks, source[..., None, None], axis=-3).reshape(x.shape)
+
+  owned = lambda x, source: x if isinstance(x, optax.MaskedNode) else move(x, source)
+  params = jax.tree.map(move, params, source_tree)
+  return params, optax.tree_map_params(
+      tx, owned, opt_state, source_tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
 def transplant(new: Any, old: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxsparse.sparsity.l0 import L0
 from jaxsparse.sparsity.l0 import l0
 from jaxsparse.sparsity.movement import movement
 from jaxsparse.sparsity.optimal_brain import optimal_brain
+from jaxsparse.sparsity.patterns import balanced_blocks
 from jaxsparse.sparsity.patterns import block
 from jaxsparse.sparsity.patterns import channel
 from jaxsparse.sparsity.patterns import n_m
@@ -44,12 +45,14 @@ TRANSFORMS = (
     sparse_evolution, sparsegpt, sr_ste, static, straight_through, top_kast, wanda,
 )
 VALUES = (
-    block, by_sensitivity, channel, er, erk, flops_budget, head, n_m, pooled, pooled_normalized,
+    balanced_blocks, block, by_sensitivity, channel, er, erk, flops_budget, head, n_m, pooled,
+    pooled_normalized,
     transposable, uniform, unstructured, vector,
 )
 
 __all__ = [
-    'L0', 'Permutation', 'SoftThreshold', 'ac_dc', 'block', 'by_sensitivity', 'channel',
+    'L0', 'Permutation', 'SoftThreshold', 'ac_dc', 'balanced_blocks', 'block', 'by_sensitivity',
+    'channel',
     'criteria', 'er', 'erk', 'flops_budget', 'head', 'l0', 'magnitude', 'movement', 'n_m', 'nm',
     'optimal_brain', 'permute_for_nm', 'permuted', 'pooled', 'pooled_normalized', 'prune',
     'rigl', 'sensitivities', 'snfs', 'soft_threshold', 'sparse_evolution', 'sparsegpt',

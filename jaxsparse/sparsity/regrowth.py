@@ -16,7 +16,6 @@ from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
 from jaxsparse.numerics import hashing
-from jaxsparse.numerics import select
 from jaxsparse.sparsity import criteria
 from jaxsparse.sparsity import masking
 from jaxsparse.sparsity import patterns
@@ -29,7 +28,8 @@ def cosine_fraction(alpha: float, end: int) -> Callable:
 
 def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha: float,
             distribution: Callable, seed: int, growth: Callable,
-            fraction: Callable | None = None, gradients: bool = True,
+            pattern: patterns.Pattern | None = None, fraction: Callable | None = None,
+            gradients: bool = True,
             start: Callable = masks.MaskState,
             observe: Callable | None = None) -> transforms.Transform:
   """Random masks that move every `every` steps until `end`, with their number of ones fixed.
@@ -43,6 +43,7 @@ def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha:
     distribution: `uniform` or `erk`.
     seed: of the first masks and of what `growth` draws.
     growth: `(state, grad, key) -> scores`, larger is grown.
+    pattern: where ones may be; unstructured when None. Its units drop and grow whole.
     fraction: `count -> fraction dropped`; `cosine_fraction(alpha, end)` when None.
     gradients: whether `growth` or `observe` needs them.
     start: `mask -> state`, a NamedTuple with a field `mask`.
@@ -63,7 +64,9 @@ def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha:
   schedules.every(every, 0, end)   # says what is wrong with either
   when = schedules.every(every, every, max(end, every))
   fraction = cosine_fraction(alpha, end) if fraction is None else fraction
-  pattern = patterns.unstructured()
+  pattern = patterns.unstructured() if pattern is None else pattern
+  if not isinstance(pattern, patterns.Pattern):
+    raise ValueError(f'pattern must be a pattern such as balanced_blocks(32, 32), got {pattern!r}.')
 
   def active(layouts):
     table = masking.kept_table(layouts, pattern, schedule, distribution)
@@ -72,7 +75,7 @@ def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha:
   def init(ws, *, layouts):
     kept = active(layouts)
     draw = lambda k, w: criteria.random(w, seed=hashing.key_of(seed, k))
-    return ws, {k: start(pattern.mask(draw(k, w), kept[k])) for k, w in ws.items()}
+    return ws, {k: start(pattern.on(layouts[k]).mask(draw(k, w), kept[k])) for k, w in ws.items()}
 
   def update(ws, states, *, layouts, count, grads, refresh):
     if not ws or (refresh is False and observe is None):
@@ -90,7 +93,8 @@ def regrown(spelling: spell.Call, sparsity: Any, *, every: int, end: int, alpha:
       share = fraction(count)
       def moved(k, w):
         scores = growth(states[k], grads[k], hashing.key_of(seed, k, count))
-        return states[k]._replace(mask=drop_and_grow(w, states[k].mask, scores, kept[k], share))
+        mask = drop_and_grow(w, states[k].mask, scores, kept[k], share, pattern, layouts[k])
+        return states[k]._replace(mask=mask)
       return {k: moved(k, w) for k, w in ws.items()}
 
     return renew() if refresh else jax.lax.cond(when.due(count), renew, lambda: states)
@@ -109,27 +113,33 @@ def check_alpha(alpha: Any) -> None:
 
 
 def drop_and_grow(w: jax.Array, mask: jax.Array, scores: jax.Array, active: int,
-                  fraction: jax.Array) -> jax.Array:
-  """The mask without its `fraction` smallest weights and with as many that score highest.
+                  fraction: jax.Array, pattern: patterns.Pattern | None = None,
+                  layout: Any = None) -> jax.Array:
+  """The mask without its `fraction` smallest units and with as many that score highest.
 
   Ties go to the lower index. A NaN weight is dropped first and a NaN score grown last; the number
   of ones is the same whatever the values. JaxPruner keeps `round(active (1 - fraction))`, at
-  least one, where the fraction here is rounded, and may be all.
+  least one, where the fraction here is rounded, and may be all. A balanced pattern drops what is
+  smallest in the whole matrix and grows what restores its balance, which may cost a survivor.
 
   Args:
     w: `[*batch, R, O]`; each matrix moves by itself.
-    mask: bool, `active` ones a matrix.
+    mask: bool, `active` units a cell of the pattern.
     scores: of growth, larger is grown.
-    active: ones a matrix, before and after.
+    active: units of a cell, before and after.
     fraction: of them dropped, rounded to an integer half to even.
+    pattern: of the mask; unstructured when None.
+    layout: of the weight, which a pattern may ask for.
 
   Returns:
     The new mask.
   """
-  dropped = jnp.round(fraction * active).astype(jnp.int32)
-  matrix = (-2, -1)
-  survives = select.top_k_mask(
-      jnp.where(mask, masking.rankable(jnp.abs(w)), -jnp.inf), active - dropped, axes=matrix)
-  grown = select.top_k_mask(
-      jnp.where(survives, -jnp.inf, masking.rankable(scores)), dropped, axes=matrix)
-  return survives | grown
+  pattern = patterns.unstructured() if pattern is None else pattern.on(layout)
+  loose, cells = (pattern, 1) if pattern.loose is None else pattern.loose(layout)
+  dropped = jnp.round(fraction * (active * cells)).astype(jnp.int32)
+  survives = loose.mask(
+      jnp.where(mask, masking.rankable(jnp.abs(w)), -jnp.inf), active * cells - dropped)
+  if pattern.entries:
+    grown = pattern.mask(jnp.where(survives, -jnp.inf, masking.rankable(scores)), dropped)
+    return survives | grown
+  return pattern.mask(jnp.where(survives, jnp.inf, masking.rankable(scores)), active)

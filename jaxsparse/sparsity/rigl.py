@@ -15,11 +15,14 @@ import jax.numpy as jnp
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.sparsity import distributions
+from jaxsparse.sparsity import patterns
 from jaxsparse.sparsity import regrowth
 
 
 def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float = 0.3,
-         distribution: Callable = distributions.uniform, seed: int = 0) -> transforms.Transform:
+         distribution: Callable = distributions.uniform,
+         pattern: patterns.Pattern | None = None, seed: int = 0
+         ) -> transforms.Transform:
   """Dynamic sparse training with dense-gradient growth.
 
   Masks move after the optimizer's step, which JaxPruner skips there; and also at `end`, where it
@@ -31,6 +34,8 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
     end: count of the last one; three quarters of training in the paper.
     alpha: the fraction of active weights dropped at first.
     distribution: `uniform` or `erk`.
+    pattern: where ones may be; unstructured when None. Blocks drop and grow whole, by their mean
+      scores, and keep the balance of `balanced_blocks`.
     seed: of the first, random masks.
 
   Raises:
@@ -44,5 +49,5 @@ def rigl(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
   """
   return regrowth.regrown(
       spell.call(rigl, locals()), sparsity, every=every, end=end, alpha=alpha,
-      distribution=distribution, seed=seed,
+      distribution=distribution, pattern=pattern, seed=seed,
       growth=lambda state, grad, key: jnp.abs(grad).astype(jnp.float32))

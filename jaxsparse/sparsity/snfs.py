@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.sparsity import distributions
+from jaxsparse.sparsity import patterns
 from jaxsparse.sparsity import regrowth
 
 
@@ -30,7 +31,8 @@ class SnfsState(NamedTuple):
 
 def snfs(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float = 0.5,
          beta: float = 0.9, distribution: Callable = distributions.uniform,
-         seed: int = 0) -> transforms.Transform:
+         pattern: patterns.Pattern | None = None, seed: int = 0
+         ) -> transforms.Transform:
   """Dynamic sparse training with momentum growth.
 
   Args:
@@ -40,6 +42,8 @@ def snfs(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
     alpha: the fraction of active weights dropped at first.
     beta: of the momentum.
     distribution: `uniform` or `erk`.
+    pattern: where ones may be; unstructured when None. Blocks drop and grow whole, by their mean
+      scores, and keep the balance of `balanced_blocks`.
     seed: of the first, random masks.
 
   Raises:
@@ -63,6 +67,7 @@ def snfs(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float =
     return state._replace(momentum=momentum)
 
   return regrowth.regrown(
-      spelling, sparsity, every=every, end=end, alpha=alpha, distribution=distribution, seed=seed,
-      growth=lambda state, grad, key: jnp.abs(state.momentum), observe=observe,
+      spelling, sparsity, every=every, end=end, alpha=alpha, distribution=distribution,
+      pattern=pattern, seed=seed, growth=lambda state, grad, key: jnp.abs(state.momentum),
+      observe=observe,
       start=lambda mask: SnfsState(mask, jnp.zeros(mask.shape, jnp.float32)))

@@ -15,12 +15,14 @@ from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.sparsity import criteria
 from jaxsparse.sparsity import distributions
+from jaxsparse.sparsity import patterns
 from jaxsparse.sparsity import regrowth
 
 
 def sparse_evolution(sparsity: float, *, every: int = 100, end: int = 75_000, alpha: float = 0.3,
                      distribution: Callable = distributions.uniform,
-                     seed: int = 0) -> transforms.Transform:
+                     pattern: patterns.Pattern | None = None, seed: int = 0
+                     ) -> transforms.Transform:
   """SET, sparse evolutionary training: growth at random, no dense gradient needed.
 
   Args:
@@ -29,6 +31,8 @@ def sparse_evolution(sparsity: float, *, every: int = 100, end: int = 75_000, al
     end: count of the last one.
     alpha: the fraction of active weights dropped each time; the paper's zeta.
     distribution: `uniform` or `erk`.
+    pattern: where ones may be; unstructured when None. Blocks drop and grow whole, by their mean
+      scores, and keep the balance of `balanced_blocks`.
     seed: of the first masks and of growth.
 
   Raises:
@@ -43,5 +47,6 @@ def sparse_evolution(sparsity: float, *, every: int = 100, end: int = 75_000, al
   """
   return regrowth.regrown(
       spell.call(sparse_evolution, locals()), sparsity, every=every, end=end, alpha=alpha,
-      distribution=distribution, seed=seed, fraction=lambda count: alpha, gradients=False,
+      distribution=distribution, pattern=pattern, seed=seed, fraction=lambda count: alpha,
+      gradients=False,
       growth=lambda state, grad, key: criteria.random(state.mask, seed=key))

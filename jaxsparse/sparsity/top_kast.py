@@ -34,8 +34,8 @@ class TopKastState(NamedTuple):
 
 
 def top_kast(sparsity: float, *, backward: float | None = None, penalty: float = 1e-4,
-             every: int = 100, distribution: Callable = distributions.uniform
-             ) -> transforms.Transform:
+             every: int = 100, pattern: patterns.Pattern | None = None,
+             distribution: Callable = distributions.uniform) -> transforms.Transform:
   """Always-sparse training by magnitude.
 
   Args:
@@ -44,6 +44,7 @@ def top_kast(sparsity: float, *, backward: float | None = None, penalty: float =
       the paper's pairs (0.9 and 0.8, 0.95 and 0.9).
     penalty: of the exploration loss.
     every: steps between updates of the sets; the paper finds no loss up to 100.
+    pattern: where ones may be, of both sets; unstructured when None.
     distribution: `uniform`, `erk` or `pooled`, of both sets.
 
   Raises:
@@ -67,7 +68,7 @@ def top_kast(sparsity: float, *, backward: float | None = None, penalty: float =
     raise ValueError(f'The backward set contains the forward set, so backward={backward:g} must '
                      f'not exceed sparsity={sparsity:g}.')
   views.check_penalty('penalty', penalty)
-  pattern = patterns.unstructured()
+  pattern = patterns.unstructured() if pattern is None else pattern
   forward_set = masking.chooser(pattern, schedules.constant(sparsity), distribution)
   backward_set = masking.chooser(pattern, schedules.constant(backward), distribution)
 

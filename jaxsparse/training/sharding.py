@@ -185,6 +185,8 @@ def _owner(key, owner, layouts):
 
 
 def _derive_state(leaf, mesh, shape, spec, layout):
+  if isinstance(leaf, masks.BlockMask):
+    return PartitionSpec()   # a few integers, which every device needs
   if not masks.is_packed(leaf):
     return _derive(leaf, shape, spec, layout)
   place = _derive(jax.ShapeDtypeStruct(leaf.shape, bool), shape, spec, layout)

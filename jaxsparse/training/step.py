@@ -75,7 +75,7 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
     tx: the optimizer of the latents; it is offered `masks=`, as `masked_decay` and its like need.
     transform: any transform.
     has_aux: whether the loss returns aux.
-    dense: as in `value_and_grad`.
+    dense: as in `value_and_grad`; a step with a mask update of `packed_blocks` is always dense.
     shardings: what `train_shardings` returns: the state stays sharded so, loss and aux are
       replicated. None leaves it to the compiler, which replicates masks.
 
@@ -95,13 +95,18 @@ def train_step(loss_fn: Callable, tx: optax.GradientTransformation,
   """
   projects = transform.spec.projects
   differentiate = functools.partial(
-      gradients.value_and_grad, loss_fn, transform, has_aux=has_aux, dense=dense)
-  kept, free = differentiate(projected=projects), differentiate()
+      gradients.value_and_grad, loss_fn, transform, has_aux=has_aux)
+  kept = differentiate(projected=projects, dense=dense)
+  free = differentiate(dense=dense)
+  # Growth ranks what formats leave out: only a step that may grow pays for its gradient.
+  whole = differentiate(dense=dense or transform.spec.dense_updates)
   tx = optax.with_extra_args_support(tx)
 
   def body(refresh, params, state, opt_state, *args):
     # Inside another program nothing says where the params come from.
     grad_fn = free if refresh is None else kept
+    if refresh is not False and transform.spec.dense_updates:
+      grad_fn = whole
     value, grads, effective_grads = grad_fn(params, state, *args)
     loss, aux = value if has_aux else (value, None)
     updates, opt_state = tx.update(grads, opt_state, params, masks=masks.pruned_masks(state))

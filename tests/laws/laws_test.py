@@ -111,7 +111,8 @@ class LawsTest(parameterized.TestCase):
   @each
   def test_one_row(self, text):
     params = cases.make_tree({'dense/kernel': (1, 6)}, 'normal', 'float32')
-    if any(word in text for word in ('nm(', 'n_m(', 'block(', 'sr_ste(', 'transposable(')):
+    grouped = ('nm(', 'n_m(', 'block(', 'blocks(2, 1)', 'sr_ste(', 'transposable(')
+    if any(word in text for word in grouped):
       with self.assertRaisesRegex(ValueError, 'dense/kernel: .*divisible'):
         cases.init_of(jsp.parse(text))(params)
     else:
