@@ -24,9 +24,9 @@ from jaxsparse.kernels.native import tiles
 from jaxsparse.kernels.native import vectors
 from jaxsparse.numerics import axes
 
-# Densities up to which a kernel is faster than XLA's dense product, by the rows multiplied.
-_COLUMNS_BELOW = {1: 0.15, 32: 0.38}
-_VECTORS_BELOW = {1: 0.8}
+# Densities up to which a kernel is faster than XLA's dense product; for compressed columns, at 32
+# rows or more, and faster than expanding the weight at each call at fewer.
+_COLUMNS_BELOW, _VECTORS_BELOW, _TILES_BELOW = 0.38, 0.8, 0.8
 
 
 class _Kernel(NamedTuple):
@@ -155,16 +155,16 @@ def _stacked(pack, *arrays):
   return jax.tree.map(joined, *every)
 
 
-def prepare(params: Any, *, rows: int = 1) -> Any:
+def prepare(params: Any) -> Any:
   """Lays packed weights out for the kernels of this machine, once, when a model is loaded.
 
   On CPUs with the native library (see `jaxsparse.backends`) these become a `NativeArray`:
 
-  - sparse float weights, as vectors of 16 to 64 outputs where their zeros come so, else in
-    compressed columns, where density and `rows` make that faster than a dense product;
-  - int8 with a scale for each output or matrix, and block-sparse int8 with blocks of 4 x 16 or
-    multiples. **Activations are then rounded to eight bits too**, each row by its largest
-    magnitude: an error like that of the weights' own rounding;
+  - sparse float32 weights, as vectors of 16 to 64 outputs where their zeros come so, else, up to a
+    density of 0.38, in compressed columns;
+  - integers of up to eight bits with a scale for each output or matrix, by tiles of 4 x 16 where
+    many of those are zero. **Activations are then rounded to eight bits too**, each row by its
+    largest magnitude: an error like that of the weights' own rounding;
   - integers of up to four bits, in groups of a multiple of 8 rows: likewise.
 
   All else, and everything without the library, is returned as it is. Sizes are read from the
@@ -172,13 +172,12 @@ def prepare(params: Any, *, rows: int = 1) -> Any:
 
   Args:
     params: a tree with packed weights in it.
-    rows: rows that products will have: batch times tokens.
 
   Returns:
     The tree for `dispatch`, of the same weights.
 
   Raises:
-    ValueError: `rows` is not positive; or a sparse weight is traced.
+    TracedMaskError: a ValueError; a sparse weight is traced.
 
   Example:
     >>> import jaxsparse as jsp
@@ -189,11 +188,9 @@ def prepare(params: Any, *, rows: int = 1) -> Any:
     >>> bool(jnp.allclose(y, 64.0))
     True
   """
-  if rows < 1:
-    raise ValueError(f'rows must be positive, got {rows}.')
   if not library.available() or _targets_something_else():
     return params
-  return jax.tree.map(lambda x: _prepared(x, rows) if formats.is_format(x) else x, params,
+  return jax.tree.map(lambda x: _prepared(x) if formats.is_format(x) else x, params,
                       is_leaf=formats.is_format)
 
 
@@ -201,11 +198,11 @@ def _targets_something_else():
   return jax.default_backend() != 'cpu'
 
 
-def _prepared(stored, rows):
+def _prepared(stored):
   if isinstance(stored, quantized.QArray):
     return _prepared_quantized(stored)
   if isinstance(stored, formats.SparseFormat):
-    return _prepared_sparse(stored, rows)
+    return _prepared_sparse(stored)
   return stored
 
 
@@ -216,13 +213,10 @@ def _prepared_quantized(stored):
   plain = plain and depth <= activations.MOST_DEPTH and scale.dtype == jnp.float32
   if not plain or isinstance(stored.group, tuple):
     return stored
-  if formats.is_format(stored.codes):
-    blocks = getattr(stored.codes, 'block', (0, 0))
-    if stored.group is not None or blocks[0] % tiles.ROWS or blocks[1] % tiles.OUTPUTS:
-      return stored
-    return NativeArray.of_int8_tiles(stored.codes.dense_matrix(), scale, layout,
-                                     stored.input_scale)
-  codes = stored.codes.unpack() if isinstance(stored.codes, packed.PackedInts) else stored.codes
+  sparse = formats.is_format(stored.codes)
+  codes = stored.codes.dense_matrix() if sparse else packed.unpacked(stored.codes)
+  if stored.group is None and _share_of_tiles(codes) <= _TILES_BELOW:
+    return NativeArray.of_int8_tiles(codes, scale, layout, stored.input_scale)
   if grid.low >= -8 and grid.high <= 7 and (stored.group or 8) % nibbles.ROWS == 0:
     return NativeArray.of_int4(codes, scale, layout, stored.group, stored.input_scale)
   if stored.group is None:
@@ -230,7 +224,19 @@ def _prepared_quantized(stored):
   return stored
 
 
-def _prepared_sparse(stored, rows):
+def _share_of_tiles(codes) -> float:
+  """The share of tiles that are not all zero; 1 where that is not known yet."""
+  if isinstance(codes, jax.core.Tracer) or not codes.size:
+    return 1.0
+  edges = [(0, 0)] * (codes.ndim - 2)
+  edges += [(0, -codes.shape[-2] % tiles.ROWS), (0, -codes.shape[-1] % tiles.OUTPUTS)]
+  some = np.pad(np.asarray(codes) != 0, edges)
+  some = some.reshape(*some.shape[:-2], -1, tiles.ROWS, some.shape[-1] // tiles.OUTPUTS,
+                      tiles.OUTPUTS)
+  return float(some.any((-3, -1)).mean())
+
+
+def _prepared_sparse(stored):
   if isinstance(jax.tree.leaves(stored)[0], jax.core.Tracer):
     raise bitmask.TracedMaskError
   matrix = np.asarray(stored.dense_matrix())
@@ -242,12 +248,9 @@ def _prepared_sparse(stored, rows):
     cut = np.pad(kept, edges).reshape(*matrix.shape[:-1], -1, length).any(-1)
     # Nearly all that a vector holds is kept; the edge may be shorter.
     held = cut.sum() * min(length, matrix.shape[-1])
-    if held <= 1.1 * kept.sum() and cut.mean() <= _limit(_VECTORS_BELOW, rows):
+    if held <= 1.1 * kept.sum() and cut.mean() <= _VECTORS_BELOW:
       return NativeArray.of_vectors(matrix, stored.layout, length)
-  if kept.mean() <= _limit(_COLUMNS_BELOW, rows):
+  if kept.mean() <= _COLUMNS_BELOW:
     return NativeArray.of_columns(matrix, stored.layout)
   return stored
 
-
-def _limit(table, rows):
-  return table[max(n for n in table if n <= rows)]

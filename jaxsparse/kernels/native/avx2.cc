@@ -7,7 +7,7 @@
 namespace {
 
 constexpr bool kUnsignedCodes = false;
-constexpr int kIntegerRows = 4;
+constexpr int kTileRows = 4, kNibbleRows = 8;
 
 JAXSPARSE_INLINE __m256i load_bytes(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
@@ -37,35 +37,27 @@ struct Accumulator {
 };
 
 struct Nibbles {
-  __m256i low[2], high[2];
+  __m256i low, high;
   JAXSPARSE_INLINE explicit Nibbles(const uint8_t* p) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    for (int h = 0; h < 2; h++) {
-      const __m256i both = load_bytes(p + 32 * h);
-      low[h] = _mm256_and_si256(both, mask);
-      high[h] = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-    }
+    const __m256i both = load_bytes(p), mask = _mm256_set1_epi8(15);
+    low = _mm256_and_si256(both, mask);
+    high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
   }
 };
 
 // Pairs of products are at most 2 * 15 * 127: sixteen bits hold eight of them.
 struct NibbleAccumulator {
-  static constexpr int64_t kMost = 32;
-  __m256i sum[2];
-  JAXSPARSE_INLINE void clear() { sum[0] = sum[1] = _mm256_setzero_si256(); }
+  static constexpr int kOutputs = 8;
+  static constexpr int64_t kMost = 32;  // codes until the sum goes to the floats
+  __m256i sum;
+  JAXSPARSE_INLINE void clear() { sum = _mm256_setzero_si256(); }
   JAXSPARSE_INLINE void add(const Nibbles& w, int32_t low, int32_t high) {
-    const __m256i a = _mm256_set1_epi32(low), b = _mm256_set1_epi32(high);
-    for (int h = 0; h < 2; h++) {
-      sum[h] = _mm256_add_epi16(sum[h], _mm256_maddubs_epi16(w.low[h], a));
-      sum[h] = _mm256_add_epi16(sum[h], _mm256_maddubs_epi16(w.high[h], b));
-    }
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w.low, _mm256_set1_epi32(low)));
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w.high, _mm256_set1_epi32(high)));
   }
   JAXSPARSE_INLINE void add_to(float* total, const float* scale) {
-    for (int h = 0; h < 2; h++) {
-      const __m256i wide = _mm256_madd_epi16(sum[h], _mm256_set1_epi16(1));
-      store(total + 8 * h, load(total + 8 * h) +
-                               load(scale + 8 * h) * (Floats)_mm256_cvtepi32_ps(wide));
-    }
+    const __m256i wide = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+    store(total, load(total) + load(scale) * (Floats)_mm256_cvtepi32_ps(wide));
   }
 };
 

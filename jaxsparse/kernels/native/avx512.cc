@@ -7,7 +7,7 @@
 namespace {
 
 constexpr bool kUnsignedCodes = true;
-constexpr int kIntegerRows = 8;
+constexpr int kTileRows = 8, kNibbleRows = 8;
 
 struct Weight {
   __m512i w;
@@ -37,6 +37,7 @@ struct Nibbles {
 
 // Here the weights are the unsigned side, and codes come as they are.
 struct NibbleAccumulator {
+  static constexpr int kOutputs = 16;
   static constexpr int64_t kMost = 1 << 16;  // codes until the sum goes to the floats
   __m512i sum;
   JAXSPARSE_INLINE void clear() { sum = _mm512_setzero_si512(); }

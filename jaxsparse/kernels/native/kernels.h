@@ -182,7 +182,8 @@ void columns_result(const float* out, int width, int columns, int rows, float* y
 
 // ---- one row times a matrix ------------------------------------------------------------------
 
-// Eight rows of the matrix at a time: each is read as one stream, and y stays in the first cache.
+// Four rows of the matrix at a time: each is read as one stream, and y stays in the first cache.
+// More streams, a power of two apart, would evict each other.
 template <int N>
 void add_rows(const float* x, const float* w, int64_t stride, int64_t columns, float* y) {
   int64_t n = 0;
@@ -200,7 +201,7 @@ void vector_times_matrix(const float* x, const float* w, int64_t depth, int64_t 
                          int64_t columns, float* y) {
   memset(y, 0, sizeof(float) * columns);
   int64_t k = 0;
-  for (; k + 8 <= depth; k += 8) add_rows<8>(x + k, w + k * stride, stride, columns, y);
+  for (; k + 4 <= depth; k += 4) add_rows<4>(x + k, w + k * stride, stride, columns, y);
   for (; k < depth; k++) add_rows<1>(x + k, w + k * stride, stride, columns, y);
 }
 
@@ -221,9 +222,9 @@ uint32_t largest32(const int32_t* index, int64_t count) {
   return most;
 }
 
-void quantize(const float* x, int64_t depth, int64_t padded, int64_t group, bool add_128,
+void quantize(const float* x, int64_t depth, int64_t padded, int64_t group, bool add_128, int rows,
               int8_t* codes, float* scale, int32_t* sums) {
-  const uint8_t flip = add_128 ? 0x80 : 0;
+  const uint32_t flip = add_128 ? 0x80808080u : 0;
   // The bits of a magnitude grow with it, and those of an infinity or a NaN are beyond all.
   uint32_t most = 0;
   for (int64_t k = 0; k < depth; k++) {
@@ -239,20 +240,35 @@ void quantize(const float* x, int64_t depth, int64_t padded, int64_t group, bool
   const float inverse = some ? 127.0f / limit : 0.0f;
   // Adding 1.5 * 2^23 rounds half to even and leaves the integer in the low bits.
   constexpr float magic = 12582912.0f;
+  constexpr int64_t piece = 64;
+  alignas(64) float held[piece];
+  alignas(64) int32_t whole[piece];
+  alignas(64) uint8_t narrow[piece];
   for (int64_t g = 0; g * group < padded; g++) {
-    const int64_t from = g * group, end = from + group < padded ? from + group : padded;
-    const int64_t real = end < depth ? end : depth;
+    const int64_t end = (g + 1) * group < padded ? (g + 1) * group : padded;
     int32_t sum = 0;
-    for (int64_t k = from; k < real; k++) {
-      const float shifted = (some ? x[k] : 0.0f) * inverse + magic;
-      int32_t code;
-      memcpy(&code, &shifted, 4);
-      code -= 0x4b400000;
-      sum += code;
-      codes[k] = static_cast<int8_t>(static_cast<uint8_t>(code) ^ flip);
+    for (int64_t from = g * group; from < end; from += piece) {
+      const int64_t size = end - from < piece ? end - from : piece;
+      const float* in = x + from;
+      if (!some || from + piece > depth || size < piece) {
+        for (int64_t i = 0; i < piece; i++)
+          held[i] = some && i < size && from + i < depth ? x[from + i] : 0.0f;
+        in = held;
+      }
+      for (int64_t i = 0; i < piece; i++) {
+        const float shifted = in[i] * inverse + magic;
+        memcpy(whole + i, &shifted, 4);
+        whole[i] -= 0x4b400000;
+        sum += whole[i];
+      }
+      for (int64_t i = 0; i < piece; i++) narrow[i] = static_cast<uint8_t>(whole[i]);
+      for (int64_t i = 0; i < size; i += 4) {
+        uint32_t four;
+        memcpy(&four, narrow + i, 4);
+        four ^= flip;
+        memcpy(codes + (from + i) * rows, &four, 4);
+      }
     }
-    for (int64_t k = real < from ? from : real; k < end; k++)
-      codes[k] = static_cast<int8_t>(flip);
     sums[g] = sum;
   }
 }
@@ -264,27 +280,28 @@ struct Number {
   static constexpr int value = N;
 };
 
-// Calls with the number of rows, 1 to kIntegerRows, as a type.
-template <int R = kIntegerRows, class Call>
-JAXSPARSE_INLINE void integer_rows(int rows, const Call& call) {
+// Calls with the number of rows, 1 to R, as a type.
+template <int R, class Call>
+JAXSPARSE_INLINE void with_rows(int rows, const Call& call) {
   if constexpr (R > 1)
-    if (rows < R) return integer_rows<R - 1>(rows, call);
+    if (rows < R) return with_rows<R - 1>(rows, call);
   call(Number<R>());
 }
 
 template <int R>
-void tiles_rows(const int8_t* codes, int64_t stride, const int32_t* index, int64_t count,
-                const int8_t* tiles, const int32_t* sums, const float* scale,
-                const float* x_scale, float* y, int64_t y_stride) {
+void tiles_rows(const int8_t* codes, const int32_t* index, int64_t count, const int8_t* tiles,
+                const int32_t* sums, const float* scale, const float* x_scale, float* y,
+                int64_t y_stride) {
   Accumulator sum[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) sum[r].clear();
   auto step = [&](int64_t i, int64_t at) __attribute__((always_inline)) {
     const Weight w(tiles + i * 64);
+    const int8_t* x = codes + at * 4 * R;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       int32_t four;
-      memcpy(&four, codes + r * stride + at * 4, 4);
+      memcpy(&four, x + 4 * r, 4);
       sum[r].add(w, four);
     }
   };
@@ -301,19 +318,45 @@ void tiles_rows(const int8_t* codes, int64_t stride, const int32_t* index, int64
   }
 }
 
-void tiles(const int8_t* codes, int64_t stride, int rows, const int32_t* index, int64_t count,
+void tiles(const int8_t* codes, int rows, const int32_t* index, int64_t count,
            const int8_t* tiles, const int32_t* sums, const float* scale, const float* x_scale,
            float* y, int64_t y_stride) {
-  integer_rows(rows, [&](auto r) {
-    tiles_rows<r.value>(codes, stride, index, count, tiles, sums, scale, x_scale, y, y_stride);
+  with_rows<kTileRows>(rows, [&](auto r) {
+    tiles_rows<r.value>(codes, index, count, tiles, sums, scale, x_scale, y, y_stride);
   });
 }
 
+// ---- nibbles ---------------------------------------------------------------------------------
+
+// Sums of a span of codes that the accumulators hold, added to `total` times `scale`.
 template <int R>
-void nibbles_rows(const int8_t* codes, int64_t stride, int64_t depth, int64_t group,
-                  const uint8_t* packed, const float* scale, int64_t scale_stride,
-                  const int32_t* sums, int64_t sums_stride, const float* x_scale, float* y,
-                  int64_t y_stride) {
+JAXSPARSE_INLINE void nibbles_span(const int8_t* codes, int64_t size, const uint8_t* packed,
+                                   const float* scale, float total[R][kColumnsOfStrip]) {
+  // As many outputs at a time as a register holds, so that all rows' sums stay in registers.
+  for (int n = 0; n < kColumnsOfStrip; n += NibbleAccumulator::kOutputs) {
+    NibbleAccumulator sum[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sum[r].clear();
+    for (int64_t k = 0; k < size; k += 8) {
+      const Nibbles w(packed + k * 8 + n * 4);
+      const int8_t* x = codes + k * R;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        int32_t low, high;
+        memcpy(&low, x + 4 * r, 4);
+        memcpy(&high, x + 4 * (R + r), 4);
+        sum[r].add(w, low, high);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sum[r].add_to(total[r] + n, scale + n);
+  }
+}
+
+template <int R>
+void nibbles_rows(const int8_t* codes, int64_t depth, int64_t group, const uint8_t* packed,
+                  const float* scale, int64_t scale_stride, const int32_t* sums,
+                  int64_t sums_stride, const float* x_scale, float* y, int64_t y_stride) {
   float total[R][kColumnsOfStrip] = {};
   for (int64_t from = 0, g = 0; from < depth; from += group, g++, scale += scale_stride) {
     const int64_t end = from + group < depth ? from + group : depth;
@@ -322,43 +365,28 @@ void nibbles_rows(const int8_t* codes, int64_t stride, int64_t depth, int64_t gr
       const float extra = static_cast<float>(-8 * sums[r * sums_stride + g]);
       for (int n = 0; n < kColumnsOfStrip; n++) total[r][n] += scale[n] * extra;
     }
-    for (int64_t k = from; k < end;) {
-      const int64_t stop = k + NibbleAccumulator::kMost < end ? k + NibbleAccumulator::kMost : end;
-      NibbleAccumulator sum[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) sum[r].clear();
-      for (; k < stop; k += 8, packed += 64) {
-        const Nibbles w(packed);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          int32_t low, high;
-          memcpy(&low, codes + r * stride + k, 4);
-          memcpy(&high, codes + r * stride + k + 4, 4);
-          sum[r].add(w, low, high);
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) sum[r].add_to(total[r], scale);
-    }
+    constexpr int64_t most = NibbleAccumulator::kMost;
+    for (int64_t k = from; k < end; k += most)
+      nibbles_span<R>(codes + k * R, k + most < end ? most : end - k, packed + k * 8, scale,
+                      total);
   }
   for (int r = 0; r < R; r++)
     for (int n = 0; n < kColumnsOfStrip; n++) y[r * y_stride + n] = total[r][n] * x_scale[r];
 }
 
-void nibbles(const int8_t* codes, int64_t stride, int rows, int64_t depth, int64_t group,
-             const uint8_t* packed, const float* scale, int64_t scale_stride,
-             const int32_t* sums, int64_t sums_stride, const float* x_scale, float* y,
-             int64_t y_stride) {
-  integer_rows(rows, [&](auto r) {
-    nibbles_rows<r.value>(codes, stride, depth, group, packed, scale, scale_stride, sums,
-                          sums_stride, x_scale, y, y_stride);
+void nibbles(const int8_t* codes, int rows, int64_t depth, int64_t group, const uint8_t* packed,
+             const float* scale, int64_t scale_stride, const int32_t* sums, int64_t sums_stride,
+             const float* x_scale, float* y, int64_t y_stride) {
+  with_rows<kNibbleRows>(rows, [&](auto r) {
+    nibbles_rows<r.value>(codes, depth, group, packed, scale, scale_stride, sums, sums_stride,
+                          x_scale, y, y_stride);
   });
 }
 
 constexpr jaxsparse::Kernels table(const char* name) {
   // Eight accumulators of a vector each, in chains as `columns_tile` needs them.
   constexpr int lanes = kManyRegisters ? 4 * kLanes : 8 * kLanes;
-  return {name, lanes, kLanes, kIntegerRows, kUnsignedCodes, interleave, vectors, columns_panel,
+  return {name, lanes, kLanes, kTileRows, kNibbleRows, kUnsignedCodes, interleave, vectors, columns_panel,
           columns<uint16_t>, columns<int32_t>, columns_result, vector_times_matrix, largest16,
           largest32, quantize, tiles, nibbles};
 }

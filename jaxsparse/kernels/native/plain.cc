@@ -4,7 +4,7 @@
 namespace {
 
 constexpr bool kUnsignedCodes = false;
-constexpr int kIntegerRows = 2;
+constexpr int kTileRows = 2, kNibbleRows = 2;
 
 struct Weight {
   int8_t w[64];
@@ -35,6 +35,7 @@ struct Nibbles {
 };
 
 struct NibbleAccumulator {
+  static constexpr int kOutputs = 16;
   static constexpr int64_t kMost = 1 << 16;  // codes until the sum goes to the floats
   int32_t sum[16];
   void clear() { memset(sum, 0, sizeof sum); }

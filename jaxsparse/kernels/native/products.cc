@@ -36,35 +36,35 @@ const Kernels& kernels() {
 // A task of fewer multiply-adds than this is not worth another thread's attention.
 constexpr int64_t kWorthAThread = 1 << 17;
 
+// How many tasks to cut work into: one, or a few for each thread. Small work never asks the pool.
 int64_t tasks_for(Pool& pool, int64_t work, int64_t most) {
-  const int64_t threads = std::max<int64_t>(1, pool.threads());
-  if (threads == 1) return 1;
-  return std::clamp<int64_t>(work / kWorthAThread, 1, std::min(most, 4 * threads));
+  if (work < 2 * kWorthAThread || most < 2) return 1;
+  const int64_t threads = pool.threads();
+  if (threads < 2) return 1;
+  return std::min({work / kWorthAThread, most, 4 * threads});
 }
 
 struct Shared {
   std::atomic<int64_t> next{0}, done{0};
   int64_t count;
-  const std::function<void(int64_t)>* body;  // alive until done == count
+  const void* body;  // alive until done == count
 };
 
 // Runs body(0..count). The caller takes tasks too and waits only for those already begun, so it
 // makes progress even if the pool never runs anything.
-void parallel(Pool& pool, int64_t count, const std::function<void(int64_t)>& body) {
-  const int64_t others = std::min<int64_t>(pool.threads(), count) - 1;
-  if (others < 1) {
-    for (int64_t i = 0; i < count; i++) body(i);
-    return;
-  }
+template <class Body>
+void parallel(Pool& pool, int64_t count, const Body& body) {
+  if (count == 1) return body(0);
   auto shared = std::make_shared<Shared>();
   shared->count = count;
   shared->body = &body;
   auto run = [shared] {
     for (int64_t i; (i = shared->next.fetch_add(1)) < shared->count;) {
-      (*shared->body)(i);
+      (*static_cast<const Body*>(shared->body))(i);
       shared->done.fetch_add(1, std::memory_order_acq_rel);
     }
   };
+  const int64_t others = std::min(pool.threads(), count) - 1;
   for (int64_t i = 0; i < others; i++) pool.schedule(run);
   run();
   for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; spins++)
@@ -118,6 +118,37 @@ struct Piece {
   int64_t size() const { return to - from; }
 };
 
+// Rows in chunks, whose panels are packed first and read by every group of outputs. Where there are
+// chunks enough each is one task, and its panel stays in that core's cache; else all panels are
+// packed, and tasks are shares of the groups.
+//
+// pack(chunk, panel) fills `size` floats; multiply(chunk, panel, groups) takes a Piece of groups.
+template <class Pack, class Multiply>
+void over_chunks(Pool& pool, int64_t chunks, int64_t size, int64_t groups, int64_t work,
+                 const Pack& pack, const Multiply& multiply) {
+  const int64_t parts = tasks_for(pool, work, std::max(chunks, groups));
+  if (parts == 1 || chunks >= 2 * pool.threads()) {
+    const int64_t tasks = std::min(parts, chunks);
+    parallel(pool, tasks, [&](int64_t task) {
+      Scratch scratch(Scratch::bytes<float>(size));
+      float* panel = scratch.take<float>(size);
+      for (int64_t c = Piece(chunks, tasks, task).from; c < Piece(chunks, tasks, task).to; c++) {
+        pack(c, panel);
+        multiply(c, panel, Piece(groups, 1, 0));
+      }
+    });
+    return;
+  }
+  Scratch scratch(Scratch::bytes<float>(chunks * size));
+  float* panels = scratch.take<float>(chunks * size);
+  parallel(pool, chunks, [&](int64_t c) { pack(c, panels + c * size); });
+  const int64_t shares = std::min(parts, groups);
+  parallel(pool, shares, [&](int64_t task) {
+    for (int64_t c = 0; c < chunks; c++)
+      multiply(c, panels + c * size, Piece(groups, shares, task));
+  });
+}
+
 // ---- checks ----------------------------------------------------------------------------------
 
 const char* check_starts(const int32_t* start, int64_t groups, int64_t count) {
@@ -156,15 +187,16 @@ struct Vectors {
 
 // One group of outputs times one chunk of rows, whose panels lie one after the other.
 void vector_group(const Kernels& k, const Vectors& w, int64_t group, const float* panels,
-                  int64_t depth, int64_t rows, int64_t blocks, int64_t base, float* y) {
+                  int64_t depth, int64_t rows, float* y) {
   const int64_t column = group * w.length;
   const int64_t width = std::min(w.length, w.outputs - column);
   float edge[kRowsOfChunk * 64];  // the last group may be wider than y
-  float* to = width == w.length ? y + column : edge;
-  const int64_t stride = width == w.length ? w.outputs : w.length;
-  const int64_t last = w.start[group + 1];
+  const bool whole = width == w.length;
+  float* to = whole ? y + column : edge;
+  const int64_t stride = whole ? w.outputs : w.length;
+  const int64_t last = w.start[group + 1], blocks = ceil_div(rows, kRowsOfPanel);
   int64_t from = w.start[group];
-  for (int64_t at = 0; at < depth || at == 0; at += kDepthOfChunk) {
+  for (int64_t at = 0; at < depth; at += kDepthOfChunk) {
     // Indices ascend within a group, so a pass takes those of its rows; the last takes the rest.
     int64_t end = last;
     if (at + kDepthOfChunk < depth)
@@ -172,13 +204,12 @@ void vector_group(const Kernels& k, const Vectors& w, int64_t group, const float
     if (end == from && at > 0) continue;
     for (int64_t b = 0; b < blocks; b++) {
       const Piece piece(rows, blocks, b);
-      k.vectors(panels + (base + piece.from) * depth + b * kSlack, piece.size(), w.index + from,
-                end - from, w.values + from * w.length, w.length, to + piece.from * stride, stride,
-                at > 0);
+      k.vectors(panels + piece.from * depth, piece.size(), w.index + from, end - from,
+                w.values + from * w.length, w.length, to + piece.from * stride, stride, at > 0);
     }
     from = end;
   }
-  if (to == edge)
+  if (!whole)
     for (int64_t r = 0; r < rows; r++)
       std::memcpy(y + r * w.outputs + column, edge + r * w.length, sizeof(float) * width);
 }
@@ -218,37 +249,26 @@ const char* vector_product(Pool& pool, const float* x, int64_t rows, int64_t dep
   const Kernels& k = kernels();
   const Vectors w{values, index, length, start, outputs};
   const int64_t chunks = ceil_div(rows, kRowsOfChunk);
-  auto blocks_of = [](int64_t n) { return ceil_div(n, kRowsOfPanel); };
-  // Panels of chunk c begin after those of the rows before it, each with its slack.
-  const int64_t most_blocks = blocks_of(ceil_div(rows, chunks));
-  const int64_t slack = most_blocks * kSlack;
-  Scratch scratch(rows == 1 ? 0 : Scratch::bytes<float>(rows * depth + chunks * slack));
-  float* panels = rows == 1 ? const_cast<float*>(x) : scratch.take<float>(rows * depth +
-                                                                          chunks * slack);
-  if (rows > 1)
-    parallel(pool, tasks_for(pool, rows * depth * 8, chunks) == 1 ? 1 : chunks, [&](int64_t task) {
-      const bool all = tasks_for(pool, rows * depth * 8, chunks) == 1;
-      for (int64_t c = all ? 0 : task; c < (all ? chunks : task + 1); c++) {
+  const int64_t size = rows == 1 ? 0 : ceil_div(rows, chunks) * depth + kSlack;
+  over_chunks(
+      pool, chunks, size, groups, count * length * rows,
+      [&](int64_t c, float* panel) {
+        if (rows == 1) return;
         const Piece chunk(rows, chunks, c);
-        const int64_t blocks = blocks_of(chunk.size());
+        const int64_t blocks = ceil_div(chunk.size(), kRowsOfPanel);
+        // In this order what a block writes beyond its end is written over by the next.
         for (int64_t b = 0; b < blocks; b++) {
           const Piece block(chunk.size(), blocks, b);
-          const int64_t row = chunk.from + block.from;
-          k.interleave(x + row * depth, depth, block.size(), depth,
-                       panels + c * slack + row * depth + b * kSlack);
+          k.interleave(x + (chunk.from + block.from) * depth, depth, block.size(), depth,
+                       panel + block.from * depth);
         }
-      }
-    });
-  const int64_t parts = tasks_for(pool, count * length * rows, groups);
-  parallel(pool, parts, [&](int64_t task) {
-    const Piece part(groups, parts, task);
-    for (int64_t c = 0; c < chunks; c++) {
-      const Piece chunk(rows, chunks, c);
-      for (int64_t g = part.from; g < part.to; g++)
-        vector_group(k, w, g, panels + c * slack, depth, chunk.size(), blocks_of(chunk.size()),
-                     chunk.from, y + chunk.from * outputs);
-    }
-  });
+      },
+      [&](int64_t c, const float* panel, Piece part) {
+        const Piece chunk(rows, chunks, c);
+        for (int64_t g = part.from; g < part.to; g++)
+          vector_group(k, w, g, rows == 1 ? x : panel, depth, chunk.size(),
+                       y + chunk.from * outputs);
+      });
   return nullptr;
 }
 
@@ -285,43 +305,31 @@ const char* column_product(Pool& pool, const float* x, int64_t rows, int64_t dep
   if (rows == 0 || outputs == 0) return nullptr;
   if (depth == 0) return clear(y, rows * outputs), nullptr;
   const Kernels& k = kernels();
-  const int64_t parts = tasks_for(pool, count * rows, ceil_div(outputs, kColumnsOfBlock));
-  if (rows == 1) {
-    parallel(pool, parts, [&](int64_t task) {
-      const Piece part(outputs, parts, task);
-      columns_of(k, x, 1, start + part.from, index, values, part.size(), depth, y + part.from);
-    });
-    return nullptr;
-  }
-  const int64_t chunks = ceil_div(rows, k.lanes);
-  const int64_t size = depth * k.lanes;
-  Scratch scratch(Scratch::bytes<float>(chunks * size));
-  float* panels = scratch.take<float>(chunks * size);
-  const int64_t packs = tasks_for(pool, rows * depth * 8, chunks);
-  parallel(pool, packs, [&](int64_t task) {
-    const Piece part(chunks, packs, task);
-    for (int64_t c = part.from; c < part.to; c++) {
-      const Piece chunk(rows, chunks, c);
-      k.columns_panel(x + chunk.from * depth, depth, chunk.size(), depth,
-                      panel_width(k, chunk.size()), panels + c * size);
-    }
-  });
-  const int64_t blocks = ceil_div(outputs, kColumnsOfBlock);
-  parallel(pool, parts, [&](int64_t task) {
-    const Piece part(blocks, parts, task);
-    float out[kColumnsOfBlock * 64];
-    for (int64_t c = 0; c < chunks; c++) {
-      const Piece chunk(rows, chunks, c);
-      const int width = panel_width(k, chunk.size());
-      for (int64_t b = part.from; b < part.to; b++) {
-        const int64_t from = b * kColumnsOfBlock;
-        const int columns = std::min<int64_t>(kColumnsOfBlock, outputs - from);
-        columns_of(k, panels + c * size, width, start + from, index, values, columns, depth, out);
-        k.columns_result(out, width, columns, chunk.size(), y + chunk.from * outputs + from,
-                         outputs);
-      }
-    }
-  });
+  const int64_t chunks = ceil_div(rows, k.lanes), blocks = ceil_div(outputs, kColumnsOfBlock);
+  over_chunks(
+      pool, chunks, rows == 1 ? 0 : depth * k.lanes, blocks, count * rows,
+      [&](int64_t c, float* panel) {
+        if (rows == 1) return;
+        const Piece chunk(rows, chunks, c);
+        k.columns_panel(x + chunk.from * depth, depth, chunk.size(), depth,
+                        panel_width(k, chunk.size()), panel);
+      },
+      [&](int64_t c, const float* panel, Piece part) {
+        const Piece chunk(rows, chunks, c);
+        const int width = panel_width(k, chunk.size());
+        float out[kColumnsOfBlock * 64];
+        for (int64_t b = part.from; b < part.to; b++) {
+          const int64_t from = b * kColumnsOfBlock;
+          const int columns = std::min<int64_t>(kColumnsOfBlock, outputs - from);
+          if (rows == 1) {
+            columns_of(k, x, 1, start + from, index, values, columns, depth, y + from);
+            continue;
+          }
+          columns_of(k, panel, width, start + from, index, values, columns, depth, out);
+          k.columns_result(out, width, columns, chunk.size(), y + chunk.from * outputs + from,
+                           outputs);
+        }
+      });
   return nullptr;
 }
 
@@ -354,25 +362,36 @@ namespace {
 
 constexpr int64_t kMostDepth = 1 << 16;  // beyond it a sum of products may pass 32 bits
 
+// Rows of x as codes, in blocks of as many rows as a kernel takes at once: code k of row r of a
+// block of n rows is codes[(k / 4 * n + r) * 4 + k % 4] of that block.
 struct Codes {
+  int64_t rows, stride, blocks, groups;
   int8_t* codes;
   float* scale;
   int32_t* sums;
-  int64_t stride, groups;
+  Piece block(int64_t b) const { return Piece(rows, blocks, b); }
 };
 
-// Rows of x as codes, in the scratch of the caller's thread.
 Codes quantized(Pool& pool, const Kernels& k, Scratch& scratch, const float* x, int64_t rows,
-                int64_t depth, int64_t stride, int64_t group, bool add_128) {
+                int64_t depth, int64_t stride, int64_t group, int rows_of_block, bool add_128) {
   const int64_t groups = ceil_div(stride, group);
-  const Codes q{scratch.take<int8_t>(rows * stride), scratch.take<float>(rows),
-                scratch.take<int32_t>(rows * groups), stride, groups};
-  const int64_t parts = tasks_for(pool, rows * depth * 2, rows);
+  const Codes q{rows,
+                stride,
+                ceil_div(rows, rows_of_block),
+                groups,
+                scratch.take<int8_t>(rows * stride),
+                scratch.take<float>(rows),
+                scratch.take<int32_t>(rows * groups)};
+  const int64_t parts = tasks_for(pool, rows * depth * 2, q.blocks);
   parallel(pool, parts, [&](int64_t task) {
-    const Piece part(rows, parts, task);
-    for (int64_t r = part.from; r < part.to; r++)
-      k.quantize(x + r * depth, depth, stride, group, add_128, q.codes + r * stride, q.scale + r,
-                 q.sums + r * groups);
+    const Piece part(q.blocks, parts, task);
+    for (int64_t b = part.from; b < part.to; b++) {
+      const Piece block = q.block(b);
+      for (int64_t r = block.from; r < block.to; r++)
+        k.quantize(x + r * depth, depth, stride, group, add_128, block.size(),
+                   q.codes + block.from * stride + (r - block.from) * 4, q.scale + r,
+                   q.sums + r * groups);
+    }
   });
   return q;
 }
@@ -382,31 +401,29 @@ int64_t quantized_bytes(int64_t rows, int64_t stride, int64_t group) {
          Scratch::bytes<int32_t>(rows * ceil_div(stride, group));
 }
 
-// Calls strip(first row, rows, strip, to, stride of to) for all rows and strips, and copies
-// what the last strip computes of outputs that are there.
-template <class Strip>
-void over_strips(Pool& pool, const Kernels& k, int64_t rows, int64_t strips, int64_t work,
-                 float* y, int64_t outputs, const Strip& strip) {
+// Calls multiply(block of rows, strip, to, stride of to) for all, strips within chunks of rows,
+// and copies what there is of the last strip.
+template <class Multiply>
+void over_strips(Pool& pool, const Codes& q, int64_t strips, int64_t work, float* y,
+                 int64_t outputs, const Multiply& multiply) {
   const int64_t parts = tasks_for(pool, work, strips);
+  const int64_t chunks = ceil_div(q.rows, kRowsOfChunk);
   parallel(pool, parts, [&](int64_t task) {
     const Piece part(strips, parts, task);
-    const int64_t chunks = ceil_div(rows, kRowsOfChunk);
     for (int64_t c = 0; c < chunks; c++) {
-      const Piece chunk(rows, chunks, c);
-      const int64_t blocks = ceil_div(chunk.size(), k.integer_rows);
+      const Piece chunk(q.blocks, chunks, c);
       for (int64_t s = part.from; s < part.to; s++) {
         const int64_t column = s * kColumnsOfStrip;
         const int64_t width = std::min<int64_t>(kColumnsOfStrip, outputs - column);
-        for (int64_t b = 0; b < blocks; b++) {
-          const Piece block(chunk.size(), blocks, b);
-          const int64_t row = chunk.from + block.from;
-          float* to = y + row * outputs + column;
+        for (int64_t b = chunk.from; b < chunk.to; b++) {
+          const Piece block = q.block(b);
+          float* to = y + block.from * outputs + column;
           if (width == kColumnsOfStrip) {
-            strip(row, block.size(), s, to, outputs);
+            multiply(block, s, to, outputs);
             continue;
           }
           float edge[8 * kColumnsOfStrip];
-          strip(row, block.size(), s, edge, kColumnsOfStrip);
+          multiply(block, s, edge, kColumnsOfStrip);
           for (int64_t r = 0; r < block.size(); r++)
             std::memcpy(to + r * outputs, edge + r * kColumnsOfStrip, sizeof(float) * width);
         }
@@ -437,14 +454,16 @@ const char* tile_product(Pool& pool, const float* x, int64_t rows, int64_t depth
   const Kernels& k = kernels();
   const int64_t stride = std::max<int64_t>(1, tall) * kRowsOfTile;
   Scratch scratch(quantized_bytes(rows, stride, stride));
-  const Codes q = quantized(pool, k, scratch, x, rows, depth, stride, stride, k.unsigned_x);
-  over_strips(pool, k, rows, strips, count * 16 * rows, y, outputs,
-              [&](int64_t row, int n, int64_t s, float* to, int64_t y_stride) {
+  const Codes q = quantized(pool, k, scratch, x, rows, depth, stride, stride, k.tile_rows,
+                            k.unsigned_x);
+  over_strips(pool, q, strips, count * 16 * rows, y, outputs,
+              [&](Piece block, int64_t s, float* to, int64_t y_stride) {
                 const int64_t from = index == nullptr ? s * tall : start[s];
                 const int64_t size = index == nullptr ? tall : start[s + 1] - start[s];
-                k.tiles(q.codes + row * stride, stride, n, index == nullptr ? nullptr : index + from,
-                        size, tiles + from * 64, sums + s * kColumnsOfStrip,
-                        scale + s * kColumnsOfStrip, q.scale + row, to, y_stride);
+                k.tiles(q.codes + block.from * stride, block.size(),
+                        index == nullptr ? nullptr : index + from, size, tiles + from * 64,
+                        sums + s * kColumnsOfStrip, scale + s * kColumnsOfStrip,
+                        q.scale + block.from, to, y_stride);
               });
   return nullptr;
 }
@@ -461,13 +480,13 @@ const char* nibble_product(Pool& pool, const float* x, int64_t rows, int64_t dep
   if (stride == 0) return clear(y, rows * outputs), nullptr;
   group = std::min(group, stride);
   Scratch scratch(quantized_bytes(rows, stride, group));
-  const Codes q = quantized(pool, k, scratch, x, rows, depth, stride, group, false);
-  over_strips(pool, k, rows, strips, strips * stride * 8 * rows, y, outputs,
-              [&](int64_t row, int n, int64_t s, float* to, int64_t y_stride) {
-                k.nibbles(q.codes + row * stride, stride, n, stride, group,
+  const Codes q = quantized(pool, k, scratch, x, rows, depth, stride, group, k.nibble_rows, false);
+  over_strips(pool, q, strips, strips * stride * 8 * rows, y, outputs,
+              [&](Piece block, int64_t s, float* to, int64_t y_stride) {
+                k.nibbles(q.codes + block.from * stride, block.size(), stride, group,
                           packed + s * stride * 8, scale + s * kColumnsOfStrip,
-                          strips * kColumnsOfStrip, q.sums + row * q.groups, q.groups,
-                          q.scale + row, to, y_stride);
+                          strips * kColumnsOfStrip, q.sums + block.from * q.groups, q.groups,
+                          q.scale + block.from, to, y_stride);
               });
   return nullptr;
 }
