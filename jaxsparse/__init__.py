@@ -5,6 +5,7 @@ weights are Formats, and nothing else touches the model.
 """
 
 from jaxsparse import formats
+from jaxsparse import kernels
 from jaxsparse.core.combine import at
 from jaxsparse.core.combine import chain
 from jaxsparse.core.combine import rules
@@ -42,6 +43,8 @@ from jaxsparse.core.weights import treewise
 from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
+from jaxsparse.formats import prepare
+from jaxsparse.kernels import backends
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
 from jaxsparse.lowrank import AdaLora
