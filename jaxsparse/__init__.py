@@ -40,6 +40,7 @@ from jaxsparse.core.weights import treewise
 from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
+from jaxsparse.kernels.grouped_matmul import grouped_matmul
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.lowrank import AdaLora
 from jaxsparse.lowrank import Dora
