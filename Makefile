@@ -14,7 +14,8 @@ WORKERS ?= 2
 PYTHON ?= $(firstword $(foreach candidate,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
   $(candidate) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(candidate))))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-SOURCES := setup.py README.md $(shell find jaxsparse -type f -not -name '*.pyc')
+SOURCES := setup.py build_native.py pyproject.toml README.md \
+  $(shell find jaxsparse -type f -not -name '*.pyc' -not -name '*.so')
 
 help:
 	@echo 'make demo      train, compress, pack and compare two models on real digits (about 3 minutes)'

@@ -1,10 +1,13 @@
 """The package and its extras; no logic."""
 
 import pathlib
+import runpy
 
 import setuptools
 
 _ROOT = pathlib.Path(__file__).parent
+# How the optional library of native kernels is compiled into the wheel.
+_COMMANDS = runpy.run_path(str(_ROOT / 'build_native.py'))['COMMANDS']
 _DEMO = ['matplotlib>=3.8', 'rich>=13', 'scikit-learn>=1.4']
 _NOTEBOOKS = ['ipykernel>=6', 'jupytext>=1.16', 'nbmake>=1.5']
 _LAUNCH = [
@@ -51,7 +54,11 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['jaxsparse', 'jaxsparse.*']),
-  package_data={'jaxsparse.reports': ['report.css', 'report.js']},
+  package_data={
+    'jaxsparse.kernels.native': ['*.cc', '*.h'],
+    'jaxsparse.reports': ['report.css', 'report.js'],
+  },
+  cmdclass=_COMMANDS,
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

@@ -5,6 +5,7 @@ weights are Formats, and nothing else touches the model.
 """
 
 from jaxsparse import formats
+from jaxsparse import kernels
 from jaxsparse.core.combine import at
 from jaxsparse.core.combine import chain
 from jaxsparse.core.combine import rules
@@ -40,6 +41,8 @@ from jaxsparse.core.weights import treewise
 from jaxsparse.formats import densify
 from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
+from jaxsparse.formats import prepare
+from jaxsparse.kernels import backends
 from jaxsparse.kernels.grouped_matmul import grouped_matmul
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.lowrank import AdaLora

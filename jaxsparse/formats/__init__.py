@@ -14,6 +14,8 @@ from jaxsparse.formats.format import is_format
 from jaxsparse.formats.format import nbytes
 from jaxsparse.formats.format import take
 from jaxsparse.formats.low_rank import LowRankArray
+from jaxsparse.formats.native import NativeArray
+from jaxsparse.formats.native import prepare
 from jaxsparse.formats.nm import NMArray
 from jaxsparse.formats.packed import PackedInts
 from jaxsparse.formats.quantized import QArray
@@ -21,6 +23,6 @@ from jaxsparse.formats.quantized import QuantizedScale
 
 __all__ = [
     'AdaptersArray', 'BitmaskArray', 'BlockArray', 'CodebookArray', 'Cost', 'Format',
-    'LowRankArray', 'NMArray', 'PackedInts', 'QArray', 'QuantizedScale', 'can_dot', 'convolve',
-    'densify', 'dot', 'is_format', 'nbytes', 'take',
+    'LowRankArray', 'NMArray', 'NativeArray', 'PackedInts', 'QArray', 'QuantizedScale', 'can_dot',
+    'convolve', 'densify', 'dot', 'is_format', 'nbytes', 'prepare', 'take',
 ]

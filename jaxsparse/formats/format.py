@@ -67,6 +67,13 @@ class Format(abc.ABC):
     """`x @ matrix`: `[*batch, M, R]` to `[*batch, M, O]`. The reference densifies first."""
     return x @ self.dense_matrix()
 
+  def matmuls(self) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """The ways to compute `matmul`, by name, for whoever measures which is fastest.
+
+    `'stored'` is `matmul` itself; `'dense'` writes the weight out first.
+    """
+    return {'stored': self.matmul, 'dense': lambda x: x @ self.dense_matrix()}
+
   def multiply_adds(self, rows: int) -> Cost:
     """Multiply-adds of `matmul` with `rows` rows in each batch element."""
     dense = rows * self.size

@@ -1,0 +1,366 @@
+// The kernels, once for every instruction set. A unit defines Weight, Accumulator, Nibbles and
+// NibbleAccumulator (its integer products) and includes this; the rest is vectors of floats.
+#pragma once
+
+#include "lanes.h"
+#include "table.h"
+
+namespace {
+
+using jaxsparse::kColumnsOfStrip;
+using jaxsparse::kRowsOfPanel;
+
+// ---- 1 x length vectors ----------------------------------------------------------------------
+
+void interleave(const float* x, int64_t stride, int rows, int64_t depth, float* panel) {
+  int64_t k = 0;
+  // Rows beyond the last repeat it: what they leave behind, the next entry's stores write over.
+  auto row = [&](int r) { return x + (r < rows ? r : rows - 1) * stride; };
+  for (; k + 4 <= depth; k += 4) {
+    Four low[4], high[4];
+    for (int i = 0; i < 4; i++) low[i] = load4(row(i) + k);
+    transpose4(low);
+    if (rows > 4) {
+      for (int i = 0; i < 4; i++) high[i] = load4(row(4 + i) + k);
+      transpose4(high);
+    }
+    for (int i = 0; i < 4; i++) {
+      store4(panel + (k + i) * rows, low[i]);
+      if (rows > 4) store4(panel + (k + i) * rows + 4, high[i]);
+    }
+  }
+  for (; k < depth; k++)
+    for (int r = 0; r < rows; r++) panel[k * rows + r] = row(r)[k];
+}
+
+// R rows times C vectors of outputs, in U chains where few accumulators would wait for each other.
+template <int R, int C, int U>
+void vectors_tile(const float* panel, const int32_t* index, int64_t count, const float* w,
+                  int64_t length, float* y, int64_t stride, bool add) {
+  Floats sum[U][R][C] = {};
+  int64_t i = 0;
+  for (; i + U <= count; i += U) {
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++) {
+      const float* x = panel + static_cast<int64_t>(index[i + u]) * R;
+      Floats weights[C];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) weights[c] = load(w + (i + u) * length + c * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) sum[u][r][c] += weights[c] * x[r];
+    }
+  }
+  for (; i < count; i++) {
+    const float* x = panel + static_cast<int64_t>(index[i]) * R;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) sum[0][r][c] += load(w + i * length + c * kLanes) * x[r];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) {
+      Floats total = sum[0][r][c];
+#pragma GCC unroll 8
+      for (int u = 1; u < U; u++) total += sum[u][r][c];
+      float* to = y + r * stride + c * kLanes;
+      store(to, add ? load(to) + total : total);
+    }
+}
+
+template <int R>
+void vectors_rows(const float* panel, const int32_t* index, int64_t count, const float* w,
+                  int length, float* y, int64_t stride, bool add) {
+  constexpr int most = kManyRegisters ? (R == 1 ? 8 : 4) : (R == 1 ? 8 : R <= 3 ? 4 : 2);
+  auto each = [&](auto tile, int width) {
+    for (int n = 0; n < length; n += width)
+      tile(panel, index, count, w + n, length, y + n, stride, add);
+  };
+  constexpr auto chains = [](int c) { return R * c >= 8 ? 1 : R * c >= 4 ? 2 : 4; };
+  if constexpr (most >= 8)
+    if (length % (8 * kLanes) == 0) return each(vectors_tile<R, 8, chains(8)>, 8 * kLanes);
+  if constexpr (most >= 4)
+    if (length % (4 * kLanes) == 0) return each(vectors_tile<R, 4, chains(4)>, 4 * kLanes);
+  if (length % (2 * kLanes) == 0) return each(vectors_tile<R, 2, chains(2)>, 2 * kLanes);
+  each(vectors_tile<R, 1, chains(1)>, kLanes);
+}
+
+void vectors(const float* panel, int rows, const int32_t* index, int64_t count, const float* w,
+             int length, float* y, int64_t stride, bool add) {
+  constexpr decltype(&vectors_rows<1>) by_rows[] = {vectors_rows<1>, vectors_rows<2>,
+                                                    vectors_rows<3>, vectors_rows<4>,
+                                                    vectors_rows<5>, vectors_rows<6>};
+  by_rows[rows - 1](panel, index, count, w, length, y, stride, add);
+}
+
+// ---- compressed columns ----------------------------------------------------------------------
+
+void columns_panel(const float* x, int64_t stride, int rows, int64_t depth, int width,
+                   float* panel) {
+  if (rows < width) memset(panel, 0, sizeof(float) * depth * width);
+  transpose(x, stride, rows, depth, panel, width);
+}
+
+// The panel is walked in pieces that stay in the first cache; `out` keeps the sums between them.
+template <int V, class Index>
+void columns_tile(const float* panel, const int32_t* start, const Index* index,
+                  const float* value, int columns, int64_t depth, float* out) {
+  constexpr int width = V * kLanes, chains = V >= 8 ? 1 : V >= 4 ? 2 : 4;
+  constexpr int64_t piece = 24 * 1024 / (sizeof(float) * width);
+  int32_t at[jaxsparse::kColumnsOfBlock];
+  for (int n = 0; n < columns; n++) at[n] = start[n];
+  for (int64_t from = 0; from < depth; from += piece) {
+    const int64_t end = from + piece < depth ? from + piece : depth;
+    for (int n = 0; n < columns; n++) {
+      const int32_t last = start[n + 1];
+      int32_t i = at[n];
+      if (from > 0 && (i >= last || index[i] >= end)) continue;
+      Floats sum[chains][V] = {};
+      if (from > 0)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sum[0][v] = load(out + n * width + v * kLanes);
+      for (; i + chains <= last && index[i + chains - 1] < end; i += chains)
+#pragma GCC unroll 8
+        for (int u = 0; u < chains; u++) {
+          const float* x = panel + static_cast<int64_t>(index[i + u]) * width;
+          const float w = value[i + u];
+#pragma GCC unroll 8
+          for (int v = 0; v < V; v++) sum[u][v] += load(x + v * kLanes) * w;
+        }
+      for (; i < last && index[i] < end; i++) {
+        const float* x = panel + static_cast<int64_t>(index[i]) * width;
+        const float w = value[i];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sum[0][v] += load(x + v * kLanes) * w;
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+#pragma GCC unroll 8
+        for (int u = 1; u < chains; u++) sum[0][v] += sum[u][v];
+        store(out + n * width + v * kLanes, sum[0][v]);
+      }
+      at[n] = i;
+    }
+  }
+}
+
+// One row: sums in four chains.
+template <class Index>
+void columns_row(const float* x, const int32_t* start, const Index* index, const float* value,
+                 int columns, float* out) {
+  for (int n = 0; n < columns; n++) {
+    float sum[4] = {};
+    int32_t i = start[n];
+    const int32_t last = start[n + 1];
+    for (; i + 4 <= last; i += 4)
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++) sum[u] += x[index[i + u]] * value[i + u];
+    for (; i < last; i++) sum[0] += x[index[i]] * value[i];
+    out[n] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+}
+
+template <class Index>
+void columns(const float* panel, int width, const int32_t* start, const Index* index,
+             const float* value, int count, int64_t depth, float* out) {
+  switch (width / kLanes) {
+    case 0: return columns_row(panel, start, index, value, count, out);
+    case 1: return columns_tile<1>(panel, start, index, value, count, depth, out);
+    case 2: return columns_tile<2>(panel, start, index, value, count, depth, out);
+    case 4: return columns_tile<4>(panel, start, index, value, count, depth, out);
+    default: return columns_tile<8>(panel, start, index, value, count, depth, out);
+  }
+}
+
+void columns_result(const float* out, int width, int columns, int rows, float* y,
+                    int64_t stride) {
+  transpose(out, width, columns, rows, y, stride);
+}
+
+// ---- one row times a matrix ------------------------------------------------------------------
+
+// Eight rows of the matrix at a time: each is read as one stream, and y stays in the first cache.
+template <int N>
+void add_rows(const float* x, const float* w, int64_t stride, int64_t columns, float* y) {
+  int64_t n = 0;
+  for (; n + kLanes <= columns; n += kLanes) {
+    Floats sum[2] = {load(y + n), Floats{}};
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) sum[i % 2] += load(w + i * stride + n) * x[i];
+    store(y + n, sum[0] + sum[1]);
+  }
+  for (; n < columns; n++)
+    for (int i = 0; i < N; i++) y[n] += x[i] * w[i * stride + n];
+}
+
+void vector_times_matrix(const float* x, const float* w, int64_t depth, int64_t stride,
+                         int64_t columns, float* y) {
+  memset(y, 0, sizeof(float) * columns);
+  int64_t k = 0;
+  for (; k + 8 <= depth; k += 8) add_rows<8>(x + k, w + k * stride, stride, columns, y);
+  for (; k < depth; k++) add_rows<1>(x + k, w + k * stride, stride, columns, y);
+}
+
+// ---- indices and activations -----------------------------------------------------------------
+
+uint32_t largest16(const uint16_t* index, int64_t count) {
+  uint16_t most = 0;
+  for (int64_t i = 0; i < count; i++) most = index[i] > most ? index[i] : most;
+  return most;
+}
+
+uint32_t largest32(const int32_t* index, int64_t count) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const uint32_t u = static_cast<uint32_t>(index[i]);
+    most = u > most ? u : most;
+  }
+  return most;
+}
+
+void quantize(const float* x, int64_t depth, int64_t padded, int64_t group, bool add_128,
+              int8_t* codes, float* scale, int32_t* sums) {
+  const uint8_t flip = add_128 ? 0x80 : 0;
+  // The bits of a magnitude grow with it, and those of an infinity or a NaN are beyond all.
+  uint32_t most = 0;
+  for (int64_t k = 0; k < depth; k++) {
+    uint32_t bits;
+    memcpy(&bits, x + k, 4);
+    bits &= 0x7fffffffu;
+    most = bits > most ? bits : most;
+  }
+  float limit;
+  memcpy(&limit, &most, 4);
+  const bool finite = most < 0x7f800000u, some = finite && limit >= 0x1p-100f;
+  *scale = finite ? (some ? limit * (1.0f / 127.0f) : 0.0f) : limit - limit;
+  const float inverse = some ? 127.0f / limit : 0.0f;
+  // Adding 1.5 * 2^23 rounds half to even and leaves the integer in the low bits.
+  constexpr float magic = 12582912.0f;
+  for (int64_t g = 0; g * group < padded; g++) {
+    const int64_t from = g * group, end = from + group < padded ? from + group : padded;
+    const int64_t real = end < depth ? end : depth;
+    int32_t sum = 0;
+    for (int64_t k = from; k < real; k++) {
+      const float shifted = (some ? x[k] : 0.0f) * inverse + magic;
+      int32_t code;
+      memcpy(&code, &shifted, 4);
+      code -= 0x4b400000;
+      sum += code;
+      codes[k] = static_cast<int8_t>(static_cast<uint8_t>(code) ^ flip);
+    }
+    for (int64_t k = real < from ? from : real; k < end; k++)
+      codes[k] = static_cast<int8_t>(flip);
+    sums[g] = sum;
+  }
+}
+
+// ---- integer tiles ---------------------------------------------------------------------------
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// Calls with the number of rows, 1 to kIntegerRows, as a type.
+template <int R = kIntegerRows, class Call>
+JAXSPARSE_INLINE void integer_rows(int rows, const Call& call) {
+  if constexpr (R > 1)
+    if (rows < R) return integer_rows<R - 1>(rows, call);
+  call(Number<R>());
+}
+
+template <int R>
+void tiles_rows(const int8_t* codes, int64_t stride, const int32_t* index, int64_t count,
+                const int8_t* tiles, const int32_t* sums, const float* scale,
+                const float* x_scale, float* y, int64_t y_stride) {
+  Accumulator sum[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) sum[r].clear();
+  auto step = [&](int64_t i, int64_t at) __attribute__((always_inline)) {
+    const Weight w(tiles + i * 64);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      int32_t four;
+      memcpy(&four, codes + r * stride + at * 4, 4);
+      sum[r].add(w, four);
+    }
+  };
+  if (index == nullptr)
+    for (int64_t i = 0; i < count; i++) step(i, i);
+  else
+    for (int64_t i = 0; i < count; i++) step(i, index[i]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    int32_t total[kColumnsOfStrip];
+    sum[r].finish(total, sums);
+    for (int n = 0; n < kColumnsOfStrip; n++)
+      y[r * y_stride + n] = static_cast<float>(total[n]) * scale[n] * x_scale[r];
+  }
+}
+
+void tiles(const int8_t* codes, int64_t stride, int rows, const int32_t* index, int64_t count,
+           const int8_t* tiles, const int32_t* sums, const float* scale, const float* x_scale,
+           float* y, int64_t y_stride) {
+  integer_rows(rows, [&](auto r) {
+    tiles_rows<r.value>(codes, stride, index, count, tiles, sums, scale, x_scale, y, y_stride);
+  });
+}
+
+template <int R>
+void nibbles_rows(const int8_t* codes, int64_t stride, int64_t depth, int64_t group,
+                  const uint8_t* packed, const float* scale, int64_t scale_stride,
+                  const int32_t* sums, int64_t sums_stride, const float* x_scale, float* y,
+                  int64_t y_stride) {
+  float total[R][kColumnsOfStrip] = {};
+  for (int64_t from = 0, g = 0; from < depth; from += group, g++, scale += scale_stride) {
+    const int64_t end = from + group < depth ? from + group : depth;
+    // Weights are stored with 8 added: take 8 times the sum of the codes away.
+    for (int r = 0; r < R; r++) {
+      const float extra = static_cast<float>(-8 * sums[r * sums_stride + g]);
+      for (int n = 0; n < kColumnsOfStrip; n++) total[r][n] += scale[n] * extra;
+    }
+    for (int64_t k = from; k < end;) {
+      const int64_t stop = k + NibbleAccumulator::kMost < end ? k + NibbleAccumulator::kMost : end;
+      NibbleAccumulator sum[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) sum[r].clear();
+      for (; k < stop; k += 8, packed += 64) {
+        const Nibbles w(packed);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          int32_t low, high;
+          memcpy(&low, codes + r * stride + k, 4);
+          memcpy(&high, codes + r * stride + k + 4, 4);
+          sum[r].add(w, low, high);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) sum[r].add_to(total[r], scale);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < kColumnsOfStrip; n++) y[r * y_stride + n] = total[r][n] * x_scale[r];
+}
+
+void nibbles(const int8_t* codes, int64_t stride, int rows, int64_t depth, int64_t group,
+             const uint8_t* packed, const float* scale, int64_t scale_stride,
+             const int32_t* sums, int64_t sums_stride, const float* x_scale, float* y,
+             int64_t y_stride) {
+  integer_rows(rows, [&](auto r) {
+    nibbles_rows<r.value>(codes, stride, depth, group, packed, scale, scale_stride, sums,
+                          sums_stride, x_scale, y, y_stride);
+  });
+}
+
+constexpr jaxsparse::Kernels table(const char* name) {
+  // Eight accumulators of a vector each, in chains as `columns_tile` needs them.
+  constexpr int lanes = kManyRegisters ? 4 * kLanes : 8 * kLanes;
+  return {name, lanes, kLanes, kIntegerRows, kUnsignedCodes, interleave, vectors, columns_panel,
+          columns<uint16_t>, columns<int32_t>, columns_result, vector_times_matrix, largest16,
+          largest32, quantize, tiles, nibbles};
+}
+
+}  // namespace
