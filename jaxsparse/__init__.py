@@ -45,6 +45,7 @@ from jaxsparse.formats import prepare
 from jaxsparse.kernels import backends
 from jaxsparse.kernels.grouped_matmul import grouped_matmul
 from jaxsparse.numerics.axes import DimensionNumbers
+from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
 from jaxsparse.lowrank import AdaLora
 from jaxsparse.lowrank import Dora
 from jaxsparse.numerics.rounding import stochastic as stochastic_round

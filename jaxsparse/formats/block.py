@@ -1,8 +1,8 @@
 """Block-sparse weights as panels: every output panel holds the same number of row blocks.
 
-The balanced block panel: S is static and the indices are data, so a new mask recompiles nothing.
-Unbalanced masks are padded to their fullest panel. `matmul` gathers feature-major and multiplies
-batched: on XLA:CPU 0.11 to 0.19 of dense at density 1/8 with blocks of 64 to 128.
+The layout of `kernels.block_sparse_matmul`: the number of blocks in a panel is static and which
+they are is data, so a new mask recompiles nothing. Unbalanced masks are padded to their fullest
+panel, and empty panels left out; `balanced_blocks` masks need neither.
 """
 
 import dataclasses
@@ -16,32 +16,32 @@ import numpy as np
 from jaxsparse.formats import bitmask
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import packed
+from jaxsparse.kernels import block_sparse_matmul as kernel
 from jaxsparse.numerics import axes
 
-# Above this density the gather costs what the zeros save, so `matmul` densifies.
-_DENSE_ABOVE = 0.5
 
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['data', 'rows', 'columns'],
-                   meta_fields=['layout', 'block'])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['data', 'kidx', 'columns'],
+                   meta_fields=['layout', 'block', 'doubly_balanced'])
 @dataclasses.dataclass(frozen=True)
 class BlockArray(formats.SparseFormat):
-  """`data[g, s]` is the block of panel g whose row block is `rows[g, s]`.
+  """`data[g, s * bk:(s + 1) * bk]` is the block of panel g in block row `kidx[g, s]`.
 
   Attributes:
     data: `[*batch, G, S * bk, bn]`, an array or packed integer codes.
-    rows: int32 `[*batch, G, S]`: row blocks; padding repeats block 0 with zero data.
-    columns: int32 `[*batch, G]`: the column block each panel produces; a padded panel points one
-      past the last.
+    kidx: int32 `[*batch, G, S]`: block rows, ascending; padding repeats row 0 with zero data.
+    columns: int32 `[*batch, G]`: the block column each panel produces, one past the last for a
+      panel of padding; None where panel g produces column g, and all are there.
     layout: of the dense weight.
     block: `(bk, bn)`, rows and columns of a block; ragged edges are stored padded.
+    doubly_balanced: whether every block row is kept equally often, too.
   """
 
   data: Any
-  rows: jax.Array
-  columns: jax.Array
+  kidx: jax.Array
+  columns: jax.Array | None
   layout: axes.Layout
   block: tuple[int, int]
+  doubly_balanced: bool = False
 
   @classmethod
   def from_mask(cls, matrix, mask, layout, block) -> 'BlockArray':
@@ -52,43 +52,40 @@ class BlockArray(formats.SparseFormat):
     """
     if isinstance(mask, jax.core.Tracer):
       raise bitmask.TracedMaskError
-    bk, bn = block
-    r, o = matrix.shape[-2:]
-    batch = matrix.shape[:-2]
-    edges = [(0, 0)] * len(batch) + [(0, -r % bk), (0, -o % bn)]
-    blocks = jnp.pad(jnp.where(mask, matrix, 0), edges)
-    blocks = blocks.reshape(*batch, -(-r // bk), bk, -(-o // bn), bn)
-    alive = np.pad(np.asarray(mask), edges).reshape(blocks.shape).any((-3, -1))  # [..., nk, nn]
-    alive = np.moveaxis(alive, -1, -2)  # [..., nn, nk]
-    panels = int(alive.any(-1).sum(-1).max(initial=0))
-    depth = int(alive.sum(-1).max(initial=0))
-    columns = np.argsort(~alive.any(-1), axis=-1, kind='stable')[..., :panels]
-    used = np.take_along_axis(alive, columns[..., None], axis=-2)  # [..., G, nk]
+    alive = np.asarray(alive_blocks(np.asarray(mask), block))   # [*batch, nk, nn]
+    by_column = np.moveaxis(alive, -1, -2)
+    panels = int(by_column.any(-1).sum(-1).max(initial=0))
+    depth = int(by_column.sum(-1).max(initial=0))
+    columns = np.argsort(~by_column.any(-1), axis=-1, kind='stable')[..., :panels]
+    used = np.take_along_axis(by_column, columns[..., None], axis=-2)  # [*batch, G, nk]
     rows = np.argsort(~used, axis=-1, kind='stable')[..., :depth]
     real = np.take_along_axis(used, rows, axis=-1)
-    rows = np.where(real, rows, 0).astype(np.int32)
-    by_panel = jnp.moveaxis(blocks, -2, -4)  # [..., nn, nk, bk, bn]
-    data = jnp.take_along_axis(by_panel, columns[..., None, None, None], axis=-4)
-    data = jnp.take_along_axis(data, rows[..., None, None], axis=-3)
-    data = jnp.where(real[..., None, None], data, 0).reshape(*batch, panels, depth * bk, bn)
-    columns = np.where(used.any(-1), columns, alive.shape[-2]).astype(np.int32)
-    return cls(data, jnp.asarray(rows), jnp.asarray(columns), layout, (bk, bn))
+    kidx = np.where(real, rows, 0).astype(np.int32)
+    data = jnp.where(mask, matrix, 0)
+    everywhere = bool(used.any(-1).all()) and panels == by_column.shape[-2]
+    data = gathered(data, kidx, None if everywhere else columns, block)
+    data = jnp.where(np.repeat(real, block[0], axis=-1)[..., None], data, 0)
+    counts = alive.sum(-1)
+    even = everywhere and bool(real.all()) and bool((counts == counts.max(initial=0)).all())
+    if not everywhere:
+      columns = jnp.asarray(np.where(used.any(-1), columns, alive.shape[-1]).astype(np.int32))
+    return cls(data, jnp.asarray(kidx), None if everywhere else columns, layout,
+               tuple(block), even)
 
   def _grid(self) -> tuple[int, int]:
-    r, o = self.layout.matrix_shape[-2:]
-    return -(-r // self.block[0]), -(-o // self.block[1])
+    return grid_of(self.layout.matrix_shape, self.block)
 
   def dense_matrix(self):
     if len(self.layout.matrix_shape) > 2:
       return jax.vmap(lambda f: f.drop_leading().dense_matrix())(_batch_first(self))
     (bk, bn), (nk, nn) = self.block, self._grid()
     data = packed.unpacked(self.data)
-    panels, depth = self.rows.shape
-    data = data.reshape(panels, depth, bk, bn)
+    panels, slots = self.kidx.shape
+    data = data.reshape(panels, slots, bk, bn)
     dense = jnp.zeros((nk, nn, bk, bn), data.dtype)
-    columns = jnp.broadcast_to(self.columns[:, None], self.rows.shape)
+    columns = jnp.arange(nn) if self.columns is None else self.columns
     # Padding adds zeros; a padded panel lies outside and is dropped.
-    dense = dense.at[self.rows, columns].add(data, mode='drop')
+    dense = dense.at[self.kidx, columns[:, None]].add(data, mode='drop')
     dense = dense.transpose(0, 2, 1, 3).reshape(nk * bk, nn * bn)
     r, o = self.layout.matrix_shape[-2:]
     return dense[:r, :o].astype(self.dtype)
@@ -96,25 +93,26 @@ class BlockArray(formats.SparseFormat):
   def matmul(self, x):
     if len(self.layout.matrix_shape) > 2:
       return jax.vmap(lambda f, y: f.drop_leading().matmul(y))(_batch_first(self), x)
-    if self.multiply_adds(1).executed >= self.size:
+    if not self._pays():
       return x @ self.dense_matrix()
-    (bk, bn), (nk, nn) = self.block, self._grid()
-    rows = x.shape[0]
     r, o = self.layout.matrix_shape[-2:]
-    features = jnp.pad(x.T, ((0, nk * bk - r), (0, 0))).reshape(nk, bk, rows)
-    panels, depth = self.rows.shape
-    gathered = features[self.rows].reshape(panels, depth * bk, rows)
-    dtype = jnp.result_type(x, self.dtype)
-    data = packed.unpacked(self.data).astype(dtype)
-    out = jax.lax.dot_general(data, gathered.astype(dtype), (((1,), (1,)), ((0,), (0,))))
-    full = jnp.zeros((nn, bn, rows), dtype).at[self.columns].set(out, mode='drop')
-    return full.reshape(nn * bn, rows)[:o].T
+    data = packed.unpacked(self.data).astype(jnp.result_type(x, self.dtype))
+    out = kernel.block_sparse_matmul(x, data, self.kidx, doubly_balanced=self.doubly_balanced)
+    if self.columns is not None:
+      (_, bn), (_, nn) = self.block, self._grid()
+      full = jnp.zeros((x.shape[0], nn, bn), out.dtype)
+      out = full.at[:, self.columns].set(out.reshape(x.shape[0], -1, bn), mode='drop')
+    return out.reshape(x.shape[0], -1)[:, :o]
+
+  def _pays(self) -> bool:
+    """Whether the panels are cheaper than the dense product, as measured on CPUs."""
+    stored = int(np.prod(self._stored_shape(), dtype=int))
+    most = 0.5 if min(self.block) >= 32 or 1 in self._grid() else 0.25
+    return stored <= most * self.size
 
   def multiply_adds(self, rows):
-    stored = int(np.prod(self._stored_shape(), dtype=int))
-    dense = rows * self.size
-    executed = rows * stored if stored < _DENSE_ABOVE * self.size else dense
-    return formats.Cost(executed, min(rows * stored, dense))
+    stored, dense = int(np.prod(self._stored_shape(), dtype=int)), rows * self.size
+    return formats.Cost(rows * stored if self._pays() else dense, min(rows * stored, dense))
 
   def _stored_shape(self):
     if isinstance(self.data, packed.PackedInts):
@@ -122,25 +120,45 @@ class BlockArray(formats.SparseFormat):
     return self.data.shape
 
   def map_values(self, f):
-    if len(self.layout.matrix_shape) > 2:
-      inner = lambda x: x.drop_leading().map_values(f).data
-      data = jax.vmap(inner)(_batch_first(self))
-    else:
-      (bk, bn), (nk, nn) = self.block, self._grid()
-      dense = f(self.dense_matrix())
-      r, o = dense.shape
-      blocks = jnp.pad(dense, ((0, nk * bk - r), (0, nn * bn - o)))
-      blocks = blocks.reshape(nk, bk, nn, bn).transpose(0, 2, 1, 3)
-      slot = jax.lax.broadcasted_iota(jnp.int32, self.rows.shape, 1)
-      # Rows ascend, so a row block 0 after the first slot is padding.
-      real = (self.rows > 0) | (slot == 0)
-      columns = jnp.broadcast_to(self.columns[:, None], self.rows.shape)
-      data = jnp.where(real[..., None, None], blocks[self.rows, jnp.minimum(columns, nn - 1)], 0)
-      data = data.reshape(*self.rows.shape[:-1], self.rows.shape[-1] * bk, bn)
-    return dataclasses.replace(self, data=data, layout=self.layout.astype(data.dtype))
+    dense = f(self.dense_matrix())
+    columns = None if self.columns is None else jnp.minimum(self.columns, self._grid()[1] - 1)
+    data = gathered(dense, self.kidx, columns, self.block)
+    slot = jax.lax.broadcasted_iota(jnp.int32, self.kidx.shape, self.kidx.ndim - 1)
+    # Rows ascend, so a row block 0 after the first slot is padding.
+    real = jnp.repeat((self.kidx > 0) | (slot == 0), self.block[0], axis=-1)
+    return dataclasses.replace(self, data=jnp.where(real[..., None], data, 0),
+                               layout=self.layout.astype(data.dtype))
 
   def with_bits(self, bits):
     return dataclasses.replace(self, data=packed.PackedInts.pack(self.data, bits, signed=True))
+
+def grid_of(matrix_shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
+  """How many blocks a matrix `[*batch, R, O]` has along rows and columns, ragged ones included."""
+  return tuple(-(-n // b) for n, b in zip(matrix_shape[-2:], block))
+
+
+def blocks_of(matrix, block: tuple[int, int]):
+  """`[*batch, R, O]` as `[*batch, nk, bk, nn, bn]`, padded with zeros."""
+  r, o = matrix.shape[-2:]
+  (bk, bn), (nk, nn) = block, grid_of(matrix.shape, block)
+  if (nk * bk, nn * bn) != (r, o):
+    pad = np.pad if isinstance(matrix, np.ndarray) else jnp.pad
+    matrix = pad(matrix, [(0, 0)] * (matrix.ndim - 2) + [(0, nk * bk - r), (0, nn * bn - o)])
+  return matrix.reshape(*matrix.shape[:-2], nk, bk, nn, bn)
+
+
+def alive_blocks(mask, block: tuple[int, int]):
+  """Which blocks of a mask `[*batch, R, O]` keep anything, bool `[*batch, nk, nn]`."""
+  return blocks_of(mask, block).any((-3, -1))
+
+
+def gathered(matrix, kidx, columns, block: tuple[int, int]) -> jax.Array:
+  """The panels `[*batch, G, S * bk, bn]` of the blocks that `kidx` and `columns` name."""
+  split = jnp.moveaxis(blocks_of(matrix, block), -2, -4)   # [*batch, nn, nk, bk, bn]
+  if columns is not None:
+    split = jnp.take_along_axis(split, columns[..., None, None, None], axis=-4)
+  data = jnp.take_along_axis(split, kidx[..., None, None], axis=-3)
+  return data.reshape(*kidx.shape[:-1], kidx.shape[-1] * block[0], block[1])
 
 
 def _batch_first(x: BlockArray) -> BlockArray:
