@@ -45,6 +45,7 @@ from jaxsparse.formats import is_format
 from jaxsparse.formats import nbytes
 from jaxsparse.formats import prepare
 from jaxsparse.kernels import backends
+from jaxsparse.kernels.grouped_matmul import grouped_matmul
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
 from jaxsparse.lowrank import AdaLora
@@ -160,6 +161,8 @@ from jaxsparse.sparsity import vector
 from jaxsparse.sparsity import wanda
 from jaxsparse.trace import ActivationRange
 from jaxsparse.trace import Contraction
+from jaxsparse.trace import Costs
+from jaxsparse.trace import Explanation
 from jaxsparse.trace import Flops
 from jaxsparse.trace import Observer
 from jaxsparse.trace import Resized
@@ -167,9 +170,12 @@ from jaxsparse.trace import Shrunk
 from jaxsparse.trace import activation_ranges
 from jaxsparse.trace import axes_of
 from jaxsparse.trace import calibrate
+from jaxsparse.trace import compile_costs
 from jaxsparse.trace import contractions
 from jaxsparse.trace import dispatch
+from jaxsparse.trace import explain
 from jaxsparse.trace import factor_speedups
+from jaxsparse.trace import fastest
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
 from jaxsparse.trace import hooked
@@ -177,6 +183,7 @@ from jaxsparse.trace import input_max
 from jaxsparse.trace import input_mean
 from jaxsparse.trace import input_norm
 from jaxsparse.trace import learned_activations
+from jaxsparse.trace import measure_costs
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
 from jaxsparse.trace import range_ as range

@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.kernels import grouped_matmul
 from jaxsparse.numerics import axes
 
 
@@ -195,6 +196,19 @@ def _matmul_precision(precision):
   if not isinstance(first, jax.lax.Precision):
     return contextlib.nullcontext()
   return jax.default_matmul_precision(first.name.lower())
+
+
+def grouped_dot(x: jax.Array, w: Any, group_sizes: jax.Array) -> jax.Array:
+  """`jax.lax.ragged_dot(x, w, group_sizes)` for a `w` that may be a format with one batch axis.
+
+  A format may define `grouped_matmul`, as low rank does (two grouped products); others are
+  densified, and their matrices multiplied with the rows of their own group only.
+  """
+  if not is_format(w):
+    return grouped_matmul.grouped_matmul(x, w, group_sizes)
+  own = getattr(w, 'grouped_matmul', None)
+  out = None if own is None else own(x, group_sizes)
+  return grouped_matmul.grouped_matmul(x, w.dense_matrix(), group_sizes) if out is None else out
 
 
 def convolve(x: jax.Array, w: Any, **params):

@@ -64,6 +64,16 @@ class LowRankArray(formats.Format):
       return _thin(x, u, v)
     return x @ self.dense_matrix().astype(dtype)
 
+  def grouped_matmul(self, x, group_sizes):
+    """Experts' factors one after the other; None where they do not save, or there is more to add.
+    """
+    if self.base is not None or self.gain is not None or not self._saves():
+      return None
+    dtype = jnp.result_type(x, self.dtype)
+    for factor in (self.u, self.v):
+      x = formats.grouped_dot(x.astype(dtype), factor.astype(dtype), group_sizes)
+    return x
+
   def convolves(self, rhs_spec, feature_group_count=1, batch_group_count=1) -> bool:
     """Whether `convolve` multiplies factor by factor: no groups, no base, matching roles."""
     out_axis, *reduced = rhs_spec

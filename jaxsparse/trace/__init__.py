@@ -6,7 +6,14 @@ from jaxsparse.trace.activation_sparsity import zero_fraction
 from jaxsparse.trace.activations import quantize_activations
 from jaxsparse.trace.calibrate import calibrate
 from jaxsparse.trace.contraction import Contraction
+from jaxsparse.trace.costs import Costs
+from jaxsparse.trace.costs import compile_costs
+from jaxsparse.trace.costs import fastest
+from jaxsparse.trace.costs import measure_costs
 from jaxsparse.trace.dispatch import dispatch
+from jaxsparse.trace.explain import Explained
+from jaxsparse.trace.explain import Explanation
+from jaxsparse.trace.explain import explain
 from jaxsparse.trace.flops import Flops
 from jaxsparse.trace.flops import WeightFlops
 from jaxsparse.trace.flops import flops
@@ -31,9 +38,10 @@ from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
-    'ActivationRange', 'Contraction', 'Flops', 'Observer', 'Range', 'Resized', 'Shrunk',
-    'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate', 'contractions', 'dispatch',
-    'factor_speedups', 'flops', 'gram', 'hooked', 'input_max', 'input_mean', 'input_norm',
-    'learned_activations', 'one_shot', 'quantize_activations', 'range_', 'shrink', 'silence',
+    'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Observer',
+    'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate',
+    'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups', 'fastest', 'flops',
+    'gram', 'hooked', 'input_max', 'input_mean', 'input_norm', 'learned_activations',
+    'measure_costs', 'one_shot', 'quantize_activations', 'range_', 'shrink', 'silence',
     'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]

@@ -105,6 +105,8 @@ class Contraction:
       return False
     if self.kind == 'dot':
       return formats.can_dot(w, products.weight_on_the_right(self, w)[0])
+    if self.kind == 'ragged_dot':
+      return products.grouped(self, w)
     return self.kind == 'conv' or places == tuple(range(w.ndim))
 
 

@@ -155,6 +155,8 @@ def _multiplied_as_stored(contraction, packed) -> bool:
     return False
   if contraction.kind == 'dot':
     return True
+  if contraction.kind == 'ragged_dot':
+    return hasattr(packed, 'grouped_matmul')
   spec = [source.positions[a] for a in contraction.params['dimension_numbers'].rhs_spec]
   groups = (contraction.params['feature_group_count'], contraction.params['batch_group_count'])
   return hasattr(packed, 'convolves') and packed.convolves(spec, *groups)

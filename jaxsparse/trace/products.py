@@ -58,6 +58,29 @@ def _dot(contraction, x, w):
   return out if want == have else out.transpose([have.index(label) for label in want])
 
 
+def grouped(contraction: Any, w: formats.Format) -> bool:
+  """Whether a ragged product is that of rows sorted by group with a stack `[G, K, N]` of matrices.
+
+  Args:
+    contraction: a ragged product with the format.
+    w: the format, as the product sees its axes.
+  """
+  numbers = contraction.params['ragged_dot_dimension_numbers']
+  (contracted, _), batch = numbers.dot_dimension_numbers
+  roles = w.layout.axes
+  return (w.ndim == 3 and contraction.origin.positions == (0, 1, 2) and roles == ((1,), (2,))
+          and tuple(contracted) == (1,) and tuple(map(tuple, batch)) == ((), ())
+          and tuple(numbers.dot_dimension_numbers[0][1]) == (1,)
+          and tuple(numbers.lhs_ragged_dimensions) == (0,)
+          and tuple(numbers.rhs_group_dimensions) == (0,)
+          and contraction.params.get('group_offset') is None)
+
+
+def _grouped(contraction, x, w):
+  dtype = contraction.params['preferred_element_type'] or jnp.result_type(x, contraction.dtype)
+  return formats.grouped_dot(x, w, contraction.operands[2]).astype(dtype)
+
+
 _CONV = ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'feature_group_count',
          'batch_group_count', 'precision', 'preferred_element_type')
 
@@ -89,4 +112,4 @@ def _take(contraction, x, w):
 
 # By primitive: `(contraction, x, format) -> result`.
 RULES = {'dot_general': _dot, 'conv_general_dilated': _conv, 'gather': _take,
-              'dynamic_slice': _take}
+         'dynamic_slice': _take, 'ragged_dot': _grouped, 'ragged_dot_general': _grouped}

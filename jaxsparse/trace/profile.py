@@ -4,8 +4,6 @@ Cuttlefish's profiling (Wang et al., arXiv:2305.02538, section 3.3): one forward
 of the layer whole, and at a quarter of its rank. Layers of one shape are measured once.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,9 +14,7 @@ from jaxsparse.core import names as names_of
 from jaxsparse.formats import low_rank
 from jaxsparse.numerics import axes
 from jaxsparse.trace import hooks
-
-_ROUNDS = 9
-_SECONDS = 2e-3   # of one measurement at least, as clocks go
+from jaxsparse.trace import timing
 
 
 def factor_speedups(fn: Callable, params: Any, *args, ratio: float = 0.25, by: str = 'time',
@@ -137,20 +133,6 @@ def _noise(seed, abstract):
 
 
 def _times(whole, thin, whole_inputs, thin_inputs) -> float:
-  """The median of paired ratios; the first round compiles and is not counted."""
-  clock = time.process_time if jax.default_backend() == 'cpu' else time.perf_counter
-
-  def seconds(f, inputs, repeats):
-    started = clock()
-    for _ in range(repeats):
-      out = f(*inputs)
-    jax.block_until_ready(out)
-    return (clock() - started) / repeats
-
-  repeats = []
-  for f, inputs in ((whole, whole_inputs), (thin, thin_inputs)):
-    seconds(f, inputs, 1)
-    repeats.append(1 + int(_SECONDS / max(seconds(f, inputs, 1), 1e-7)))
-  return statistics.median(
-      seconds(whole, whole_inputs, repeats[0]) / max(seconds(thin, thin_inputs, repeats[1]), 1e-12)
-      for _ in range(_ROUNDS))
+  """How many times faster the thin program is."""
+  return 1 / timing.interleaved({'whole': lambda: whole(*whole_inputs),
+                                 'thin': lambda: thin(*thin_inputs)})['thin'][1]

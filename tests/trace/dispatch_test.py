@@ -101,6 +101,11 @@ class DispatchTest(parameterized.TestCase):
        (5, 2, 4), ((1, 2), (0,))),
       ('experts', lambda p, x: jnp.einsum('ebi,eio->beo', jnp.stack([x, 2 * x]), p['w']),
        (2, 8, 4), ((1,), (2,))),
+      ('ragged experts', lambda p, x: jax.lax.ragged_dot(x, p['w'], jnp.array([0, 2])),
+       (2, 8, 4), ((1,), (2,))),
+      ('layers of ragged experts', lambda p, x: jax.lax.scan(
+          lambda c, w: (jax.lax.ragged_dot(c, w, jnp.array([1, 1])), c), x, p['w'])[0],
+       (3, 2, 8, 8), ((2,), (3,))),
       ('experts, last axis', lambda p, x: jnp.einsum('ebi,ioe->boe', jnp.stack([x, 2 * x]), p['w']),
        (8, 4, 2), ((0,), (1,))),
       ('experts that share an input', lambda p, x: jax.vmap(lambda w: x @ w)(p['w']),

@@ -108,6 +108,9 @@ class FlopsTest(parameterized.TestCase):
     sizes = jnp.array([2, 3])
     ragged = lambda p, x: jax.lax.ragged_dot(x, p['w'], sizes)
     self.assertEqual(trace.flops(ragged, {'w': normal(2, 8, 4)}, normal(5, 8)).executed, 2 * 5 * 32)
+    for make, share in ((stored.factors, 3 / 4), (stored.two_four, 1)):
+      count = trace.flops(ragged, {'w': make(normal(2, 8, 4))}, normal(4, 8)).executed
+      self.assertEqual(count, share * 2 * 4 * 32)
     lookup = lambda p, ids: jnp.take(p['w'], ids, axis=0)
     self.assertEqual(trace.flops(lookup, {'w': normal(8, 4)}, jnp.arange(3)).executed, 0)
     experts = lambda p, x: jnp.einsum('ebi,eio->ebo', x, p['w'])
