@@ -92,7 +92,7 @@ _SIZES = {
   'vit': Config(model='vit', width=64, steps=1500, rate=4e-3),
   'digits-mlp': Config(
     model='normalized_mlp', width=512, steps=1320, batch_size=128, optimizer='sgd', rate=0.1,
-    weight_decay=2e-3,
+    weight_decay=5e-4,
   ),
   'mnist': Config(data='mnist', steps=1200),
   'mnist-mlp': Config(model='mlp', data='mnist', width=100, steps=800, rate=1e-2, shift=0),

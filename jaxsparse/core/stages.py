@@ -41,12 +41,14 @@ class Turn(NamedTuple):
     notes: JSON values to be given back at the next turn.
     transform: the next stage; None stays.
     warmup: steps over which the optimizer's updates grow from zero again after a change.
+    rate: what the optimizer's updates are multiplied by after a change.
     report: facts for the log, JSON values; None says nothing.
   """
 
   notes: Any = None
   transform: transforms.Transform | None = None
   warmup: int = 0
+  rate: float = 1.0
   report: Mapping[str, Any] | None = None
 
 

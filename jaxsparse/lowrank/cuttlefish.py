@@ -21,7 +21,7 @@ from jaxsparse.lowrank.low_rank import low_rank
 
 _PROFILES = ('time', 'cost', 'none')
 # Small data have short epochs, in which ranks hardly move and a look costs as much as training.
-_MOST_LOOKS = 24
+_MOST_LOOKS = 48
 
 
 def cuttlefish(*, every: int | None = None, tolerance: float | None = None, window: int = 5,
@@ -29,7 +29,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
                scaled: bool = True, accumulated: float | None = None, multiple: int = 1,
                keep: str = stable_rank.KEPT, profile: str = 'time', speedup: float = 1.5,
                ratio: float = 0.25, normalize: bool = False,
-               warmup: int = 5) -> transforms.Transform:
+               warmup: int = 5, rate: float = 1 / 3) -> transforms.Transform:
   """Full-rank training that turns into low-rank training once, by itself.
 
   `launch.run` needs nothing but `--transform="cuttlefish()"`. In a loop of your own, ask
@@ -38,7 +38,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
 
   Args:
     every: steps between two looks, the 'epochs' below; None is an epoch, but more where that were
-      over 24 looks before the cap, and less where it were under `earliest`.
+      over 48 looks before the cap, and less where it were under `earliest`.
     tolerance: as in `ranks_settled`, like `window`, `last`, `earliest` and `paper`.
     window: as there.
     last: as there.
@@ -59,6 +59,9 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     normalize: a normalization between the factors, as in `low_rank`.
     warmup: looks over which updates grow from zero again after the change. Without it training at
       a high rate collapses.
+    rate: what updates are multiplied by after the change: the gradient of a factor has the other
+      one in it, so the same learning rate moves the product further. A third is what the paper's
+      transformers take; its convolutional networks take 1.
 
   Returns:
     A Transform that leaves the weights whole and has a `Spec.next_stage`.
@@ -83,6 +86,8 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     if not (low <= value and (high is None or value <= high)):
       raise ValueError(f'{name} must be at least {low}' + (f' and at most {high}' if high else '')
                        + f', got {value!r}.')
+  if not rate > 0:
+    raise ValueError(f'rate must be more than 0, got {rate!r}.')
   if profile not in _PROFILES:
     raise ValueError(f'profile must be one of {", ".join(_PROFILES)}, got {profile!r}.')
   rule = dict(tolerance=tolerance, window=window, last=last, earliest=earliest, paper=paper)
@@ -111,7 +116,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     notes = notes | {'done': True}
     if not chosen:
       return stages.Turn(notes, report=report)
-    return stages.Turn(notes, low_rank(chosen, normalize=normalize), warmup * gap, report)
+    return stages.Turn(notes, low_rank(chosen, normalize=normalize), warmup * gap, rate, report)
 
   def _choose(params, state, course, speedups, watched):
     share = accumulated

@@ -113,7 +113,7 @@ def program(
   transform: jsp.Transform,
   mesh: jax.sharding.Mesh,
   *,
-  warmup: int | None = None,
+  pace: dict[str, Any] | None = None,
   **extra,
 ) -> Program:
   """Lays a task out on a mesh; allocates and compiles nothing yet.
@@ -122,15 +122,15 @@ def program(
     task: the experiment's `Task`.
     transform: of its weights.
     mesh: axes `data` and `model`.
-    warmup: steps of a second warm-up, of a stage that begins in the middle of a run; None for
+    pace: arguments of `jsp.warm_again`, of a stage that begins in the middle of a run; None for
       a run's first stage.
     **extra: what `transform.init` needs besides, as `evidence.gathered` returns.
 
   Raises:
     ValueError: from the transform (nothing matches, a pattern does not divide), or from the specs.
   """
-  if warmup is not None:
-    task = task._replace(tx=jsp.warm_again(task.tx, warmup))
+  if pace is not None:
+    task = task._replace(tx=jsp.warm_again(task.tx, **pace))
   weights = jax.eval_shape(task.init)
   axes = jsp.axes_of(task.apply, weights, task.inputs)
   specs = jax.tree.map(lambda _: PartitionSpec(), weights)
@@ -292,7 +292,8 @@ class Loop:
   def _restage(self, ts, turn, recipe):
     asked, old = self._asked, self._program
     inner = ts.opt_state.inner if self._stages else ts.opt_state
-    new = program(asked.task, turn.transform, asked.mesh, warmup=turn.warmup)
+    stage = stages.Stage(recipe, jsp.spell(asked.transform), ts.count, turn.warmup, turn.rate)
+    new = program(asked.task, turn.transform, asked.mesh, pace=stage.pace)
 
     def build(params, state, opt_state):
       *kept, opt_state = jsp.restage(
@@ -302,7 +303,7 @@ class Loop:
 
     placed = jax.jit(build, out_shardings=new.places[:3])(ts.params, ts.state, inner)
     self._program = new
-    self._stages.append(stages.Stage(recipe, jsp.spell(asked.transform), ts.count, turn.warmup))
+    self._stages.append(stage)
     return jsp.TrainState(*placed, ts.count)
 
   def _log(self, pending):
@@ -408,7 +409,7 @@ class Loop:
     if self._stages:
       last = self._stages[-1]
       transform = stages.transform_of(last)
-      self._program = program(asked.task, transform, asked.mesh, warmup=last.warmup)
+      self._program = program(asked.task, transform, asked.mesh, pace=last.pace)
     return self._tree(self._program.like, 0)
 
   def _roll_back(self, error, ahead):

@@ -26,12 +26,19 @@ class Stage(NamedTuple):
     asked: spelled, of the transform that the run began with.
     count: steps done before the change.
     warmup: steps of the optimizer's new warm-up.
+    rate: what the optimizer's updates are multiplied by from here on.
   """
 
   recipe: str
   asked: str
   count: int
   warmup: int
+  rate: float = 1.0  # checkpoints from before it existed have none
+
+  @property
+  def pace(self) -> dict[str, float]:
+    """Arguments of `jsp.warm_again`."""
+    return {'steps': self.warmup, 'rate': self.rate}
 
 
 def of_checkpoint(

@@ -203,6 +203,7 @@ class CuttlefishTest(parameterized.TestCase):
   def test_switches_when_settled_and_warms_up(self):
     count, turn = self._run(jsp.cuttlefish(), self.thin)
     self.assertEqual((count, turn.warmup, turn.report['settled']), (5, 5, True))
+    self.assertAlmostEqual(turn.rate, 1 / 3)
     ranks = turn.report['ranks']
     self.assertEqual(set(ranks), {f'{n}/kernel' for n in 'abcd'})
     self.assertEqual(jsp.spell(turn.transform), jsp.spell(jsp.low_rank(ranks)))
@@ -270,7 +271,7 @@ class CuttlefishTest(parameterized.TestCase):
 
   @parameterized.parameters(
       dict(cap=1.5), dict(ratio=-1), dict(window=0), dict(profile='guess'), dict(every=0),
-      dict(warmup=-1), dict(keep='('), dict(multiple=0))
+      dict(warmup=-1), dict(keep='('), dict(multiple=0), dict(rate=0))
   def test_bad_arguments(self, **wrong):
     with self.assertRaises(ValueError):
       jsp.cuttlefish(**wrong)
@@ -301,8 +302,13 @@ class WarmTest(absltest.TestCase):
       plain, carried = (tx.update(grads, carried, latents))
       updates, state = warm.update(grads, state, latents)
       np.testing.assert_allclose(updates['b'], share * plain['b'], rtol=1e-6)
+    slow, _ = jsp.warm_again(tx, 0, rate=0.5).update(grads, state, latents)
+    plain, _ = tx.update(grads, state.inner, latents)
+    np.testing.assert_allclose(slow['b'], 0.5 * plain['b'], rtol=1e-6)
     with self.assertRaisesRegex(ValueError, 'steps must be a whole number'):
       jsp.warm_again(tx, -1)
+    with self.assertRaisesRegex(ValueError, 'rate must be more than 0'):
+      jsp.warm_again(tx, 1, rate=0)
 
 
 if __name__ == '__main__':
