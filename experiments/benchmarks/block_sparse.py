@@ -80,13 +80,7 @@ def products(kind: str) -> list[dict]:
       w, mask, stored = packed(size, block, density)
       for batch in _BATCHES:
         x = jnp.asarray(np.random.default_rng(1).normal(size=(batch, size)), jnp.float32)
-        dense, masked = jax.jit(jnp.matmul), jax.jit(lambda x, w, m: x @ jnp.where(m, w, 0))
-        panels = jax.jit(jsp.block_sparse_matmul)
-        sides = {
-          'dense': lambda: dense(x, w),
-          'panels': lambda: panels(x, stored.data, stored.kidx),
-          'masked': lambda: masked(x, w, mask),
-        }
+        sides = _sides(x, w, mask, stored)
         found = ratios(sides, clock)
         row = {'size': size, 'batch': batch, 'block': block, 'panels': found['panels']}
         row |= {'density': float(mask.mean()), 'masked': found['masked'], 'bcoo': None}
@@ -98,6 +92,16 @@ def products(kind: str) -> list[dict]:
               *(_cell(row[k]) for k in ('panels', 'masked', 'bcoo')), '|', _cell(row['limit']),
               flush=True)
   return rows
+
+
+def _sides(x, w, mask, stored) -> dict:
+  dense, masked = jax.jit(jnp.matmul), jax.jit(lambda x, w, m: x @ jnp.where(m, w, 0))
+  panels = jax.jit(jsp.block_sparse_matmul)
+  return {
+    'dense': lambda: dense(x, w),
+    'panels': lambda: panels(x, stored.data, stored.kidx),
+    'masked': lambda: masked(x, w, mask),
+  }
 
 
 def _once(dense, matrix, x, clock):

@@ -1,9 +1,10 @@
 """Products with panels on TPUs, in Pallas.
 
-Forward: a step of the grid makes `[bm, bn]` of the output. A whole tile of rows of `x` lies in VMEM
-and stays there while the panels pass by; block indices are prefetched to SMEM and slice it, so a
-panel is read once, in one piece, and nothing is gathered. Where so many columns do not fit, the
-blocks of `x` are fetched by their indices instead, several to a step. Sums are float32.
+Forward: a step of the grid makes one or two panels' columns of the output. A whole tile of rows of
+`x` lies in VMEM and stays there while the panels pass by; block indices are prefetched to SMEM and
+slice it, so a panel is read once, in one piece, and nothing is gathered. Where so many columns do
+not fit, the blocks of `x` are fetched by their indices instead, several to a step. Sums are
+float32.
 """
 
 import functools
@@ -19,6 +20,8 @@ _ROWS = 512
 _TILE_BYTES = 12 * 2**20
 # Below the VMEM of every chip that has Mosaic's large one (v5p's scoped limit is the least).
 _VMEM_BYTES = 60 * 2**20
+# Of two panels, held twice.
+_PAIR_BYTES = 4 * 2**20
 # Blocks of x fetched in one step, each an operand of the kernel.
 _SLOTS = 8
 
@@ -34,26 +37,30 @@ def forward(x: jax.Array, data: jax.Array, kidx: jax.Array, *, interpret: bool =
   panels, depth, bn = data.shape
   slots, bm = kidx.shape[1], _tile(rows, whole)
   bk = depth // slots
+  # Two by two where they fit: filling and draining the MXU is a step's own cost.
+  pair = 2 if panels % 2 == 0 and 2 * depth * bn * x.dtype.itemsize <= _PAIR_BYTES else 1
   index, at = _index(kidx, features // bk)
   size = x.dtype.itemsize
   tiles = pl.cdiv(rows, bm)
 
   def kernel(where, x_ref, w_ref, out_ref):
-    g = pl.program_id(1)
+    for p in range(pair):
+      g = pl.program_id(1) * pair + p
 
-    def add(t, total):
-      there = pl.ds(pl.multiple_of(at(where, g, t) * bk, bk), bk)
-      here = pl.ds(pl.multiple_of(t * bk, bk), bk)
-      return total + _dot(x_ref[:, there], w_ref[0, here, :])
+      def add(t, total, p=p, g=g):
+        there = pl.ds(pl.multiple_of(at(where, g, t) * bk, bk), bk)
+        here = pl.ds(pl.multiple_of(t * bk, bk), bk)
+        return total + _dot(x_ref[:, there], w_ref[p, here, :])
 
-    start = jnp.zeros(out_ref.shape, jnp.float32)
-    out_ref[...] = jax.lax.fori_loop(0, slots, add, start, unroll=slots <= 32).astype(out_ref.dtype)
+      total = jax.lax.fori_loop(0, slots, add, jnp.zeros((bm, bn), jnp.float32),
+                                unroll=slots <= 32)
+      out_ref[:, p * bn:(p + 1) * bn] = total.astype(out_ref.dtype)
 
   grid = pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=1, grid=(tiles, panels),
+      num_scalar_prefetch=1, grid=(tiles, panels // pair),
       in_specs=[pl.BlockSpec((bm, features), lambda i, g, _: (i, 0)),
-                pl.BlockSpec((1, depth, bn), lambda i, g, _: (g, 0, 0))],
-      out_specs=pl.BlockSpec((bm, bn), lambda i, g, _: (i, g)))
+                pl.BlockSpec((pair, depth, bn), lambda i, g, _: (g, 0, 0))],
+      out_specs=pl.BlockSpec((bm, pair * bn), lambda i, g, _: (i, g)))
   moved = rows * features + tiles * data.size + rows * panels * bn
   return _call(kernel, grid, (rows, panels * bn), x.dtype, 2 * rows * data.size, moved * size,
                ('parallel', 'arbitrary'), 'panels', interpret)(index, x, data)
