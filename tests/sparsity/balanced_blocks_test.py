@@ -114,7 +114,7 @@ class PatternTest(parameterized.TestCase):
     for one in np.asarray(mask):
       blocks = np.pad(one, ((0, 2), (0, 2))).reshape(3, 4, 3, 3).any((1, 3))
       assert_balanced(blocks, 1)
-    with self.assertRaisesRegex(ValueError, 'kernel: the reduction axis of size 10 .* size 4; pass'):
+    with self.assertRaisesRegex(ValueError, 'kernel: the reduction axis of size 10 .* size 4'):
       jsp.magnitude(0.5, pattern=jsp.balanced_blocks(4, 3)).init({'kernel': w})
     x = jnp.ones((3, 5, 10))
     packed = transform.pack(params, state)['kernel']
