@@ -48,6 +48,7 @@ from jaxsparse.kernels import backends
 from jaxsparse.kernels.grouped_matmul import grouped_matmul
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
+from jaxsparse.kernels.block_sparse_matmul import default_block
 from jaxsparse.lowrank import AdaLora
 from jaxsparse.lowrank import Dora
 from jaxsparse.numerics.rounding import stochastic as stochastic_round

@@ -10,6 +10,7 @@ Forward, input gradient and weight gradient each cost what is stored, never what
 """
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax
@@ -75,6 +76,21 @@ def block_sparse_matmul(x: jax.Array, data: jax.Array, kidx: jax.Array, *,
   flat = jnp.pad(x.astype(dtype).reshape(-1, features), ((0, 0), (0, -features % bk)))
   out = _product(how, flat, data.astype(dtype), kidx.astype(jnp.int32))
   return out.reshape(*outer, panels * bn)
+
+
+def default_block(device_kind: str | None = None) -> int:
+  """The side of a block that fills a device's matrix unit: 256 from TPU v6e on, 128 elsewhere.
+
+  Args:
+    device_kind: as in `jax.Device.device_kind`; the first device's when None.
+
+  Example:
+    >>> default_block('TPU v5 lite'), default_block('TPU v6 lite')
+    (128, 256)
+  """
+  kind = jax.devices()[0].device_kind if device_kind is None else device_kind
+  generation = re.match(r'TPU\s*v?(\d+)', kind)
+  return 256 if generation and int(generation[1]) >= 6 else 128
 
 
 def _check(x, data, kidx) -> int:

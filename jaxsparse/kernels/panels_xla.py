@@ -107,12 +107,17 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> ja
   """The products `x_k^T dy_g` of the blocks that are kept alone: `[G, S * bk, bn]`."""
   panels, slots = kidx.shape
   bn = dy.shape[1] // panels
-  features = x.T.reshape(-1, bk, x.shape[0])
+  alone = slots == 1 and bk >= _WIDE   # a slice is multiplied where it lies
+  features = None if alone else x.T.reshape(-1, bk, x.shape[0])
 
   def body(_, panel):
     i, indices = panel
-    gathered = _take(features, indices).reshape(slots * bk, -1)
-    return None, _product(gathered, jax.lax.dynamic_slice_in_dim(dy, i * bn, bn, axis=1))
+    here = jax.lax.dynamic_slice_in_dim(dy, i * bn, bn, axis=1)
+    if not alone:
+      return None, _product(_take(features, indices).reshape(slots * bk, -1), here)
+    there = jax.lax.dynamic_slice_in_dim(x, indices[0] * bk, bk, axis=1)
+    return None, jax.lax.dot_general(there, here, (((0,), (0,)), ((), ())),
+                                     preferred_element_type=jnp.float32).astype(x.dtype)
 
   return jax.lax.scan(body, None, (jnp.arange(panels), kidx))[1]
 

@@ -15,56 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import jaxsparse as jsp
-
-
-def problem(seed, rows, features, panels, slots, bk, bn, *, dtype='float32', even=False):
-  """`(x, data, kidx, dy)`, the last slot of the last panel empty where there are two."""
-  rng = np.random.default_rng(seed)
-  blocks = -(-features // bk)
-  if even:   # shifted diagonals between two permutations
-    kidx = np.zeros((panels, slots), np.int32)
-    kidx[rng.permutation(panels)] = rng.permutation(blocks)[
-        (np.arange(panels)[:, None] + np.arange(slots)) % blocks]
-  else:
-    kidx = np.stack([rng.permutation(blocks)[:slots] for _ in range(panels)]).astype(np.int32)
-  data = rng.normal(size=(panels, slots * bk, bn))
-  if slots > 1 and not even:
-    data[-1, -bk:], kidx[-1, -1] = 0, 0
-  x, dy = rng.normal(size=(rows, features)), rng.normal(size=(rows, panels * bn))
-  return (*(jnp.asarray(a, dtype) for a in (x, data)), jnp.asarray(kidx), jnp.asarray(dy, dtype))
-
-
-def oracle(x, data, kidx, dy):
-  """`(y, dx, ddata)` block by block, in float64."""
-  x, data, dy = (np.asarray(a, np.float64) for a in (x, data, dy))
-  kidx = np.asarray(kidx)
-  bk, bn = data.shape[1] // max(kidx.shape[1], 1), data.shape[2]
-  wide = np.pad(x, ((0, 0), (0, -x.shape[1] % max(bk, 1))))
-  y, dx, ddata = np.zeros((len(x), data.shape[0] * bn)), np.zeros_like(wide), np.zeros_like(data)
-  for g, row in enumerate(kidx):
-    for s, k in enumerate(row):
-      there, here = slice(k * bk, (k + 1) * bk), slice(g * bn, (g + 1) * bn)
-      block = slice(s * bk, (s + 1) * bk)
-      y[:, here] += wide[:, there] @ data[g, block]
-      dx[:, there] += dy[:, here] @ data[g, block].T
-      ddata[g, block] = wide[:, there].T @ dy[:, here]
-  return y, dx[:, :x.shape[1]], ddata
-
-
-@functools.partial(jax.jit, static_argnames=('backend', 'doubly_balanced'))
-def all_three(x, data, kidx, dy, backend='xla', doubly_balanced=False):
-  run = lambda x, data: jsp.block_sparse_matmul(
-      x, data, kidx, backend=backend, doubly_balanced=doubly_balanced,
-      interpret=backend != 'xla')
-  y, pull = jax.vjp(run, x, data)
-  return (y, *pull(dy))
-
-
-def assert_agrees(arguments, tolerance=1e-5, **how):
-  found, expected = all_three(*arguments, **how), oracle(*arguments)
-  for f, e in zip(found, expected):
-    scale = max(np.abs(e).max(initial=0), 1)
-    np.testing.assert_allclose(np.asarray(f, np.float64) / scale, e / scale, atol=tolerance)
+from tests.kernels import problems
 
 
 class ReferenceTest(parameterized.TestCase):
@@ -75,7 +26,7 @@ class ReferenceTest(parameterized.TestCase):
                     bn=st.integers(1, 9))
   def test_like_numpy(self, seed, rows, features, panels, share, bk, bn):
     slots = round(share * -(-features // bk))
-    assert_agrees(problem(seed, rows, features, panels, slots, bk, bn))
+    problems.assert_agrees(problems.draw(seed, rows, features, panels, slots, bk, bn))
 
   @parameterized.named_parameters(
       ('a_scan_over_wide_panels', (300, 260, 5, 2, 128, 128)),
@@ -84,28 +35,29 @@ class ReferenceTest(parameterized.TestCase):
       ('many_slots', (9, 80, 3, 40, 2, 3)), ('one_row', (1, 30, 3, 2, 4, 3)),
       ('one_block_row', (9, 8, 3, 1, 8, 3)))
   def test_every_way(self, shape):
-    assert_agrees(problem(1, *shape))
+    problems.assert_agrees(problems.draw(1, *shape))
 
   def test_gradients_numerically(self):
-    x, data, kidx, _ = problem(0, 3, 10, 2, 2, 4, 3)
+    x, data, kidx, _ = problems.draw(0, 3, 10, 2, 2, 4, 3)
     run = jax.jit(lambda x, data: jsp.block_sparse_matmul(x, data, kidx, backend='xla'))
     check_grads(run, (x, data), order=1, modes=['rev'])
 
   def test_bfloat16_sums_in_float32(self):
-    arguments = problem(2, 4, 256, 2, 4, 64, 8, dtype='bfloat16')
-    self.assertEqual(all_three(*arguments)[0].dtype, jnp.bfloat16)
-    assert_agrees(arguments, tolerance=2**-8)
+    arguments = problems.draw(2, 4, 256, 2, 4, 64, 8, dtype='bfloat16')
+    self.assertEqual(problems.all_three(*arguments)[0].dtype, jnp.bfloat16)
+    problems.assert_agrees(arguments, tolerance=2**-8)
 
   def test_a_new_mask_recompiles_nothing(self):
     run = jax.jit(jsp.block_sparse_matmul)
     for seed in range(3):
-      x, data, kidx, dy = problem(seed, 5, 24, 4, 2, 4, 4)
-      np.testing.assert_allclose(run(x, data, kidx), oracle(x, data, kidx, dy)[0], atol=1e-5)
+      x, data, kidx, dy = problems.draw(seed, 5, 24, 4, 2, 4, 4)
+      expected = problems.oracle(x, data, kidx, dy)[0]
+      np.testing.assert_allclose(run(x, data, kidx), expected, atol=1e-5)
     self.assertEqual(run._cache_size(), 1)
 
   def test_vmap_scan_remat_donation_and_export(self):
-    x, data, kidx, dy = problem(3, 6, 24, 4, 2, 4, 6)
-    expected = oracle(x, data, kidx, dy)
+    x, data, kidx, dy = problems.draw(3, 6, 24, 4, 2, 4, 6)
+    expected = problems.oracle(x, data, kidx, dy)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def run(xs, data, kidx):
@@ -126,11 +78,11 @@ class ReferenceTest(parameterized.TestCase):
 
   def test_two_devices(self):
     mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-    x, data, kidx, dy = problem(4, 8, 24, 4, 2, 4, 6)
+    x, data, kidx, dy = problems.draw(4, 8, 24, 4, 2, 4, 6)
     place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
     for split in ((('data',), (), ()), ((), ('data',), ('data',))):   # rows, then panels
       args = [place(a, *s) for a, s in zip((x, data, kidx), split)]
-      assert_agrees((*args, place(dy)))
+      problems.assert_agrees((*args, place(dy)))
 
   @parameterized.named_parameters(
       ('shapes', ((2, 8), (3, 4, 2), (2, 1)), {}, ValueError, r'found \(2, 8\)'),
@@ -146,7 +98,7 @@ class ReferenceTest(parameterized.TestCase):
       jsp.block_sparse_matmul(x, data, kidx.astype(jnp.int32), **how)
 
   def test_bad_dtypes(self):
-    x, data, kidx, _ = problem(0, 2, 8, 2, 1, 4, 2)
+    x, data, kidx, _ = problems.draw(0, 2, 8, 2, 1, 4, 2)
     for bad in ((x.astype(int), data, kidx), (x, data, kidx.astype(float))):
       with self.assertRaises(TypeError):
         jsp.block_sparse_matmul(*bad)
@@ -161,9 +113,9 @@ class ReferenceTest(parameterized.TestCase):
       self.assertEqual(float(y.sum()), 0)
 
   def test_leading_axes(self):
-    x, data, kidx, dy = problem(0, 6, 8, 2, 1, 4, 2)
+    x, data, kidx, dy = problems.draw(0, 6, 8, 2, 1, 4, 2)
     y = jsp.block_sparse_matmul(x.reshape(2, 3, 8), data, kidx)
-    np.testing.assert_allclose(y.reshape(6, 4), oracle(x, data, kidx, dy)[0], atol=1e-5)
+    np.testing.assert_allclose(y.reshape(6, 4), problems.oracle(x, data, kidx, dy)[0], atol=1e-5)
 
 
 if __name__ == '__main__':
