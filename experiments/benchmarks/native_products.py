@@ -146,10 +146,12 @@ def call_microseconds():
   x = jnp.ones((1, 16))
   for f in sides.values():
     jax.block_until_ready(f(x))
-  times = [{n: timed(lambda x, _, f=f: f(x), x, None, 50) for n, f in sides.items()} for _ in range(15)]
-  return {
-    n: statistics.median((t[n] - t['none']) / calls * 1e6 for t in times) for n in ('native', 'dense')
-  }
+  rounds = [
+    {n: timed(lambda x, _, f=f: f(x), x, None, 50) for n, f in sides.items()}
+    for _ in range(_ROUNDS)
+  ]
+  cost = lambda name: statistics.median((r[name] - r['none']) / calls * 1e6 for r in rounds)
+  return {name: cost(name) for name in ('native', 'dense')}
 
 
 def main(arguments):

@@ -7,7 +7,7 @@
 namespace {
 
 constexpr bool kUnsignedCodes = false;
-constexpr int kTileRows = 4, kNibbleRows = 8;
+constexpr int kTileRows = 4, kNibbleRows = 6;
 
 JAXSPARSE_INLINE __m256i load_bytes(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));

@@ -22,12 +22,13 @@ import tempfile
 SOURCES = pathlib.Path(__file__).resolve().parent
 LIBRARY = 'libjaxsparse.so'
 _X86 = {'x86_64', 'AMD64'}
-_VNNI = ('-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx512vnni', '-mfma')
+VNNI = ('-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx512vnni', '-mfma')
 # A source, and what the machine it is for has beyond the least.
-_UNITS = {'plain': (), 'products': ('-O2',), 'handlers': ('-O2',)}
-_UNITS_X86 = {'avx2': ('-mavx2', '-mfma'), 'avx512': _VNNI}
-_FLAGS = ('-O3', '-std=c++17', '-fPIC', '-fvisibility=hidden', '-ffp-contract=fast',
-          '-fno-math-errno', '-pthread')
+_UNITS = {'plain': (), 'products': (), 'handlers': ()}
+_UNITS_X86 = {'avx2': ('-mavx2', '-mfma'), 'avx512': VNNI}
+# At -O3 GCC unrolls what is unrolled already, and spills registers.
+_FLAGS = ('-O2', '-ftree-vectorize', '-fvect-cost-model=dynamic', '-std=c++17', '-fPIC',
+          '-fvisibility=hidden', '-ffp-contract=fast', '-fno-math-errno', '-pthread')
 
 
 class CannotCompile(RuntimeError):

@@ -337,7 +337,7 @@ JAXSPARSE_INLINE void nibbles_span(const int8_t* codes, int64_t size, const uint
     NibbleAccumulator sum[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) sum[r].clear();
-    for (int64_t k = 0; k < size; k += 8) {
+    auto step = [&](int64_t k) __attribute__((always_inline)) {
       const Nibbles w(packed + k * 8 + n * 4);
       const int8_t* x = codes + k * R;
 #pragma GCC unroll 8
@@ -347,6 +347,13 @@ JAXSPARSE_INLINE void nibbles_span(const int8_t* codes, int64_t size, const uint
         memcpy(&high, x + 4 * (R + r), 4);
         sum[r].add(w, low, high);
       }
+    };
+    // The usual span without a branch at each step: it is short.
+    if (NibbleAccumulator::kMost == 32 && size == 32) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 32; k += 8) step(k);
+    } else {
+      for (int64_t k = 0; k < size; k += 8) step(k);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) sum[r].add_to(total[r] + n, scale + n);

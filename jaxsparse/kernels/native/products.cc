@@ -75,8 +75,8 @@ void parallel(Pool& pool, int64_t count, const Body& body) {
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
-    if (bytes > kept_size_) {
-      kept_.reset(static_cast<char*>(::operator new(bytes + 64)));
+    if (bytes > kept_size_ || kFresh) {
+      kept_.reset(new char[bytes]);
       kept_size_ = bytes;
     }
     used_ = 0;
@@ -101,11 +101,16 @@ class Scratch {
   }
 
  private:
-  static thread_local std::unique_ptr<char> kept_;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr bool kFresh = true;  // so that every step beyond the end is seen
+#else
+  static constexpr bool kFresh = false;
+#endif
+  static thread_local std::unique_ptr<char[]> kept_;
   static thread_local int64_t kept_size_;
   int64_t used_;
 };
-thread_local std::unique_ptr<char> Scratch::kept_;
+thread_local std::unique_ptr<char[]> Scratch::kept_;
 thread_local int64_t Scratch::kept_size_ = 0;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -441,7 +446,9 @@ const char* tile_product(Pool& pool, const float* x, int64_t rows, int64_t depth
   const int64_t tall = ceil_div(depth, kRowsOfTile);
   if (depth > kMostDepth) return "products of bytes take at most 65,536 rows of weights";
   if (strips != ceil_div(outputs, kColumnsOfStrip)) return "strips do not match the outputs";
-  if (index != nullptr) {
+  // Without any tile `index` may be null too.
+  const bool all = start == nullptr;
+  if (!all) {
     if (const char* wrong = check_starts(start, strips, count)) return wrong;
     if (const char* wrong = check_index(index, count, tall)) return wrong;
     // More tiles than rows would be repeated ones, whose sums might pass 32 bits.
@@ -458,10 +465,10 @@ const char* tile_product(Pool& pool, const float* x, int64_t rows, int64_t depth
                             k.unsigned_x);
   over_strips(pool, q, strips, count * 16 * rows, y, outputs,
               [&](Piece block, int64_t s, float* to, int64_t y_stride) {
-                const int64_t from = index == nullptr ? s * tall : start[s];
-                const int64_t size = index == nullptr ? tall : start[s + 1] - start[s];
+                const int64_t from = all ? s * tall : start[s];
+                const int64_t size = all ? tall : start[s + 1] - start[s];
                 k.tiles(q.codes + block.from * stride, block.size(),
-                        index == nullptr ? nullptr : index + from, size, tiles + from * 64,
+                        all ? nullptr : index + from, size, tiles + from * 64,
                         sums + s * kColumnsOfStrip, scale + s * kColumnsOfStrip,
                         q.scale + block.from, to, y_stride);
               });

@@ -41,8 +41,8 @@ const char* vector_matrix_product(Pool& pool, const float* x, const float* w, in
                                   float* y, int64_t outputs);
 
 // y = x @ W with both sides in eight bits, x rounded row by row. W is strips of 16 outputs; tile i
-// of a strip holds [16 outputs, 4 weights] of W's rows 4 index[i].., or of 4 i.. where `index` and
-// `start` are null (then count = strips * ceil(depth / 4)). sums[n] is the sum of output n's
+// of a strip holds [16 outputs, 4 weights] of W's rows 4 index[i].., or of 4 i.. where `start` is
+// null (then count = strips * ceil(depth / 4)). sums[n] is the sum of output n's
 // weights.
 const char* tile_product(Pool& pool, const float* x, int64_t rows, int64_t depth,
                          const int8_t* tiles, int64_t count, const int32_t* index,
