@@ -159,8 +159,8 @@ def test_front_uses_public_names_only(path):
       assert _covers(_STDLIB | _EVERYWHERE | _LAUNCH, module), f'{where} in launch'
     else:
       # A benchmark measures launchers and peers; an experiment knows neither.
-      measured = {'launch', 'orbax', 'scipy', 'torch'} if path.parent.name == 'benchmarks' else set()
-      front = {'experiments'} | measured
+      peers = {'launch', 'orbax', 'scipy', 'torch'}
+      front = {'experiments'} | (peers if path.parent.name == 'benchmarks' else set())
       assert _covers(_STDLIB | _EVERYWHERE | _EXPERIMENTS | front, module), where
 
 
