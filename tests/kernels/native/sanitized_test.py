@@ -29,7 +29,8 @@ def _program(folder, units):
                       '-o', target])
     for (source, flags), target in zip(sources.items(), objects)
   ]
-  assert not any([p.wait() for p in running])
+  codes = [p.wait() for p in running]
+  assert not any(codes)
   subprocess.run([cxx, *_FLAGS, *objects, '-o', str(folder / 'fuzz')], check=True)
   return str(folder / 'fuzz')
 
