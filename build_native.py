@@ -39,8 +39,10 @@ class WheelOfAnyPython(bdist_wheel):
     """Builds first, for only then it is known whether the library could be compiled."""
     self.run_command('build')
     library = _PACKAGE / _COMPILER['LIBRARY']
-    self.root_is_pure = not (pathlib.Path(self.get_finalized_command('build_py').build_lib)
-                             / library).exists()
+    built = pathlib.Path(self.get_finalized_command('build_py').build_lib) / library
+    self.root_is_pure = not built.exists()
+    # Says where `install` puts the package: at the root of a wheel of one platform too.
+    self.distribution.has_ext_modules = built.exists
     bdist_wheel.run(self)
 
   def get_tag(self):

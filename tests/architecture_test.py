@@ -159,8 +159,9 @@ def test_front_uses_public_names_only(path):
       assert _covers(_STDLIB | _EVERYWHERE | _LAUNCH, module), f'{where} in launch'
     else:
       # A benchmark measures launchers and peers; an experiment knows neither.
-      peers = {'launch', 'orbax', 'scipy', 'torch'}
-      front = {'experiments'} | (peers if path.parent.name == 'benchmarks' else set())
+      benchmark = path.parent.name == 'benchmarks'
+      measured = {'launch', 'orbax', 'scipy', 'torch'} if benchmark else set()
+      front = {'experiments'} | measured
       assert _covers(_STDLIB | _EVERYWHERE | _EXPERIMENTS | front, module), where
 
 

@@ -30,7 +30,7 @@ def _program(folder, units):
     for (source, flags), target in zip(sources.items(), objects)
   ]
   codes = [p.wait() for p in running]
-  assert not any(codes), codes
+  assert not any(codes)
   subprocess.run([cxx, *_FLAGS, *objects, '-o', str(folder / 'fuzz')], check=True)
   return str(folder / 'fuzz')
 
