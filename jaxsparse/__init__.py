@@ -46,6 +46,7 @@ from jaxsparse.formats import nbytes
 from jaxsparse.formats import prepare
 from jaxsparse.kernels import backends
 from jaxsparse.kernels.grouped_matmul import grouped_matmul
+from jaxsparse.kernels.quantized_matmul import quantized_matmul
 from jaxsparse.numerics.axes import DimensionNumbers
 from jaxsparse.kernels.block_sparse_matmul import block_sparse_matmul
 from jaxsparse.kernels.block_sparse_matmul import default_block

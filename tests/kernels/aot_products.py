@@ -1,6 +1,7 @@
 """Compiles this folder's products for the topologies named on the command line; see `aot`."""
 
 import json
+import re
 import sys
 
 import jax
@@ -9,6 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jaxsparse.kernels import grouped_matmul
+from jaxsparse.kernels import quantized_matmul
 
 
 def main():
@@ -25,7 +27,7 @@ def of_chip(name):
              for shape, dtype in shapes]
     return jax.jit(run).lower(*given).compile()
 
-  return {'grouped': grouped(build)}
+  return {'grouped': grouped(build), 'quantized': quantized(build)}
 
 
 def grouped(build):
@@ -41,6 +43,26 @@ def grouped(build):
                 ((m, n), dtype))
   return {'kernels': found.as_text().count('custom_call_target="tpu_custom_call"'),
           'flops': found.cost_analysis()['flops'], 'flops_of_the_rows': 6 * m * k * n}
+
+
+def quantized(build):
+  """A token's product with weights of 2048 x 2048 in native codes."""
+  rows, k, n, dtype = 8, 2048, 2048, jnp.bfloat16
+  found = {}
+  for name, codes, groups, how in (
+      ('int8', jnp.int8, 1, {}), ('int4', jnp.int4, 1, {}),
+      ('int8 x int8', jnp.int8, 1, {'activations': 'int8'}),
+      ('int4 in groups', jnp.int4, k // 128, {'backend': 'pallas_tpu'})):
+    run = lambda x, c, s, how=how: quantized_matmul.quantized_matmul(x, c, s, **how)
+    one = build(run, ((rows, k), dtype), ((k, n), codes), ((groups, n), jnp.float32))
+    memory, text = one.memory_analysis(), one.as_text()
+    others = rows * k * 2 + groups * n * 4
+    found[name] = {
+        'codes_of_bfloat16': (memory.argument_size_in_bytes - others) / (2 * k * n),
+        'temporaries': memory.temp_size_in_bytes,
+        'integer': bool(re.search(r's32\S* convolution\(', text)),
+        'kernels': text.count('custom_call_target="tpu_custom_call"')}
+  return found
 
 
 if __name__ == '__main__':
