@@ -91,8 +91,8 @@ _SIZES = {
   'smoke': Config(steps=150),
   'vit': Config(model='vit', width=64, steps=1500, rate=4e-3),
   'digits-mlp': Config(
-    model='normalized_mlp', width=512, steps=1320, batch_size=128, optimizer='sgd', rate=0.1,
-    weight_decay=5e-4,
+    model='normalized_mlp', width=1024, steps=1980, batch_size=128, optimizer='sgd', rate=0.05,
+    weight_decay=1e-3,
   ),
   'mnist': Config(data='mnist', steps=1200),
   'mnist-mlp': Config(model='mlp', data='mnist', width=100, steps=800, rate=1e-2, shift=0),

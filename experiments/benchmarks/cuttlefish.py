@@ -27,7 +27,7 @@ import jaxsparse as jsp
 from launch.runs import loop
 from launch.runs import overlay
 
-FIXED = (0.5, 0.25, 0.125, 0.0625)
+FIXED = (0.25, 0.125)
 CUTTLEFISH = 'cuttlefish()'
 
 

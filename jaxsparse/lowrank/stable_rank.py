@@ -141,7 +141,19 @@ def stable_ranks(state: Any, params: Any = None) -> StableRanks:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measured(layouts, arrays):
-  return {key: linalg.stable_rank(layout.to_matrix(arrays[key])) for key, layout in layouts}
+  """Matrices of one shape are measured one after the other by one program, not each by its own."""
+  matrices = {key: layout.to_matrix(arrays[key]) for key, layout in layouts}
+  alike = {}
+  for key, matrix in matrices.items():
+    alike.setdefault(matrix.shape[-2:], []).append(key)
+  out = {}
+  for shape, keys in alike.items():
+    flat = [matrices[key].astype(jnp.float32).reshape(-1, *shape) for key in keys]
+    found = jax.lax.map(linalg.stable_rank, jnp.concatenate(flat))
+    ends = np.cumsum([len(x) for x in flat])
+    for key, part in zip(keys, jnp.split(found, ends[:-1])):
+      out[key] = part.reshape(matrices[key].shape[:-2])
+  return out
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.core import names as names_of
 from jaxsparse.formats import low_rank
@@ -129,7 +130,9 @@ def _layout(contraction):
 
 
 def _noise(seed, abstract):
-  return jax.random.normal(jax.random.key(seed), abstract.shape, jnp.float32).astype(abstract.dtype)
+  """Of NumPy: jax's would compile a program for each shape, which takes longer than the timing."""
+  drawn = np.random.default_rng(seed).standard_normal(abstract.shape, np.float32)
+  return jnp.asarray(drawn, abstract.dtype)
 
 
 def _times(whole, thin, whole_inputs, thin_inputs) -> float:
