@@ -55,6 +55,15 @@ class DispatchTest(parameterized.TestCase):
     fn, params, x = models.bare()
     np.testing.assert_array_equal(trace.dispatch(fn)(params, x), fn(params, x))
 
+  def test_models_without_packed_weights_lower_to_the_same_program(self):
+    for name, make in models.ALL.items():
+      fn, params, x = make()
+      kept, rest = stored.arrays_of(params)
+      lowered = lambda wrap: jax.jit(  # One name, for the module bears it.
+          lambda p, x: wrap(fn)(stored.with_arrays(p, rest), x)).lower(kept, x).as_text('hlo')
+      with self.subTest(name):
+        self.assertEqual(lowered(trace.dispatch), lowered(lambda f: f))
+
   @parameterized.named_parameters(
       ('reshape', lambda p, x: jnp.einsum(
           'bij,ijo->bo', x.reshape(3, 2, 4), p['w'].reshape(2, 4, 4))),
