@@ -101,7 +101,7 @@ def _start(folder):
   subprocess.run(['slurmctld', '-c', '-f', conf], **quiet)
   for node in ('n1', 'n2'):
     subprocess.run(['slurmd', '-c', '-f', conf, '-N', node], **quiet)
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 180
   while 'idle' not in _said('sinfo', '--noheader', '--format=%T').split() != ['idle']:
     assert time.monotonic() < deadline, (folder / 'log' / 'slurmctld.log').read_text()[-2000:]
     time.sleep(0.2)
@@ -154,7 +154,7 @@ def _starts(workdir):
   return {path.parent.name: len(path.read_text()) for path in workdir.glob('runs/*/starts')}
 
 
-def _until(condition, seconds=90):
+def _until(condition, seconds=300):  # a start takes a minute on a busy machine
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline, f'waited in vain; the queue says {_said("squeue")!r}'
