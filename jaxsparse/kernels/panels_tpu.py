@@ -73,20 +73,8 @@ def _by_block(x, data, kidx, interpret):
   tiles, steps = pl.cdiv(rows, bm), slots // together
   index, at = _index(kidx, x.shape[1] // bk)
 
-  def kernel(_, *refs):
-    *x_refs, w_ref, out_ref, total = refs
-    step = pl.program_id(2)
-
-    @pl.when(step == 0)
-    def _():
-      total[...] = jnp.zeros_like(total)
-
-    for j, x_ref in enumerate(x_refs):
-      total[...] += _dot(x_ref[...], w_ref[0, j * bk:(j + 1) * bk, :])
-
-    @pl.when(step == steps - 1)
-    def _():
-      out_ref[...] = total[...].astype(out_ref.dtype)
+  def add(j, x_ref, w_ref, total):
+    total[...] += _dot(x_ref[...], w_ref[0, j * bk:(j + 1) * bk, :])
 
   block = lambda i, g, t, where, j: (i, at(where, g, t * together + j))
   fetch = [pl.BlockSpec((bm, bk), functools.partial(block, j=j)) for j in range(together)]
@@ -96,7 +84,7 @@ def _by_block(x, data, kidx, interpret):
       out_specs=pl.BlockSpec((bm, bn), lambda i, g, t, _: (i, g)),
       scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32)])
   moved = rows * panels * depth + tiles * data.size + rows * panels * bn
-  run = _call(kernel, grid, (rows, panels * bn), x.dtype, 2 * rows * data.size,
+  run = _call(_summed(steps, add), grid, (rows, panels * bn), x.dtype, 2 * rows * data.size,
               moved * x.dtype.itemsize, ('parallel', 'arbitrary', 'arbitrary'), 'panels_by_block',
               interpret)
   return run(index, *[x] * together, data)
@@ -113,8 +101,28 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int, *,
   steps = x.shape[0] // bm
   index, at = _index(kidx, x.shape[1] // bk)
 
+  def add(j, x_ref, dy_ref, total):
+    total[j * bk:(j + 1) * bk, :] += _dot(x_ref[...], dy_ref[...], 0)
+
+  block = lambda g, t, m, where, j: (m, at(where, g, t * together + j))
+  fetch = [pl.BlockSpec((bm, bk), functools.partial(block, j=j)) for j in range(together)]
+  grid = pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1, grid=(panels, slots // together, steps),
+      in_specs=[*fetch, pl.BlockSpec((bm, bn), lambda g, t, m, _: (m, g))],
+      out_specs=pl.BlockSpec((None, together * bk, bn), lambda g, t, m, _: (g, t, 0)),
+      scratch_shapes=[pltpu.VMEM((together * bk, bn), jnp.float32)])
+  made = panels * slots * bk * bn
+  moved = x.shape[0] * panels * (slots * bk + slots // together * bn) + made
+  run = _call(_summed(steps, add), grid, (panels, slots * bk, bn), x.dtype,
+              2 * x.shape[0] * made, moved * x.dtype.itemsize,
+              ('parallel', 'parallel', 'arbitrary'), 'panels_gradient', interpret)
+  return run(index, *[x] * together, dy)
+
+
+def _summed(steps: int, add):
+  """The kernel that sums over the last axis of the grid: `add(j, x_ref, other_ref, total)`."""
   def kernel(_, *refs):
-    *x_refs, dy_ref, out_ref, total = refs
+    *x_refs, other_ref, out_ref, total = refs
     step = pl.program_id(2)
 
     @pl.when(step == 0)
@@ -122,25 +130,13 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int, *,
       total[...] = jnp.zeros_like(total)
 
     for j, x_ref in enumerate(x_refs):
-      total[j * bk:(j + 1) * bk, :] += _dot(x_ref[...], dy_ref[...], 0)
+      add(j, x_ref, other_ref, total)
 
     @pl.when(step == steps - 1)
     def _():
-      out_ref[0] = total[...].astype(out_ref.dtype)
+      out_ref[...] = total[...].astype(out_ref.dtype)
 
-  block = lambda g, t, m, where, j: (m, at(where, g, t * together + j))
-  fetch = [pl.BlockSpec((bm, bk), functools.partial(block, j=j)) for j in range(together)]
-  grid = pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=1, grid=(panels, slots // together, steps),
-      in_specs=[*fetch, pl.BlockSpec((bm, bn), lambda g, t, m, _: (m, g))],
-      out_specs=pl.BlockSpec((1, together * bk, bn), lambda g, t, m, _: (g, t, 0)),
-      scratch_shapes=[pltpu.VMEM((together * bk, bn), jnp.float32)])
-  made = panels * slots * bk * bn
-  moved = x.shape[0] * panels * (slots * bk + slots // together * bn) + made
-  run = _call(kernel, grid, (panels, slots * bk, bn), x.dtype, 2 * x.shape[0] * made,
-              moved * x.dtype.itemsize, ('parallel', 'parallel', 'arbitrary'), 'panels_gradient',
-              interpret)
-  return run(index, *[x] * together, dy)
+  return kernel
 
 
 def _call(kernel, grid, shape, dtype, flops, moved, semantics, name, interpret):
