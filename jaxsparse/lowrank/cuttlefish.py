@@ -122,9 +122,8 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     share = accumulated
     if share is None:
       share = 0.8 if stable_rank.attends(course.order or watched) else 0.0
-    options = dict(params=params, accumulated=share, scaled=scaled)
-    wanted = stable_rank.wanted_ranks(state, **options)
-    ranks = stable_rank.choose_ranks(state, multiple=multiple, keep=keep, **options)
+    wanted = stable_rank.wanted_ranks(state, params=params, accumulated=share, scaled=scaled)
+    ranks = stable_rank.paying_ranks(wanted, multiple, keep)
     ends = _ends(course)
     slow = slow_start(_candidates(state, course), speedups, speedup)
     chosen = {n: r for n, r in ranks.items() if n not in ends and n not in slow}

@@ -293,10 +293,16 @@ def choose_ranks(state: Any, *, params: Any = None, accumulated: float = 0.0, sc
     (True, {})
   """
   rank_numbers.check_multiple(multiple)
+  wanted = wanted_ranks(state, params=params, accumulated=accumulated, scaled=scaled)
+  return paying_ranks(wanted, multiple, keep)
+
+
+def paying_ranks(wanted: Mapping[str, tuple[int, tuple[int, int]]], multiple: int,
+                 keep: str) -> dict[str, int]:
+  """Of what `wanted_ranks` found, the ranks that make a weight smaller, rounded up."""
   kept = names.compile_pattern(keep)
   out = {}
-  for name, (r, shape) in wanted_ranks(
-      state, params=params, accumulated=accumulated, scaled=scaled).items():
+  for name, (r, shape) in wanted.items():
     r = rank_numbers.rounded(r, multiple, min(shape))
     if not kept.fullmatch(name) and rank_numbers.pays(r, shape):
       out[name] = r
