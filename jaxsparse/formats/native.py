@@ -188,14 +188,10 @@ def prepare(params: Any) -> Any:
     >>> bool(jnp.allclose(y, 64.0))
     True
   """
-  if not library.available() or _targets_something_else():
+  if not library.available() or jax.default_backend() != 'cpu':
     return params
   return jax.tree.map(lambda x: _prepared(x) if formats.is_format(x) else x, params,
                       is_leaf=formats.is_format)
-
-
-def _targets_something_else():
-  return jax.default_backend() != 'cpu'
 
 
 def _prepared(stored):

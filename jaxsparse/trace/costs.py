@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from jaxsparse.core import names
@@ -45,7 +44,7 @@ class Costs:
     kind: of the entries, 'measured' or 'compiled'.
 
   Example:
-    >>> import jaxsparse as jsp
+    >>> import jax.numpy as jnp, jaxsparse as jsp
     >>> transform = jsp.nm(2, 4)
     >>> packed = transform.pack(*transform.init({'w': jnp.ones((8, 4))}))
     >>> Costs().ratios(packed['w'], rows=2)
@@ -119,7 +118,7 @@ def measure_costs(packed: Any, rows: Sequence[int] | int = (1, 32), *,
     ValueError: `rows` are not positive.
 
   Example:
-    >>> import tempfile, jaxsparse as jsp
+    >>> import tempfile, jax.numpy as jnp, jaxsparse as jsp
     >>> transform = jsp.nm(2, 4)
     >>> packed = transform.pack(*transform.init({'w': jnp.ones((8, 4))}))
     >>> costs = jsp.measure_costs(packed, 2, cache=tempfile.mkdtemp() + '/costs.json')
@@ -164,7 +163,7 @@ def compile_costs(packed: Any, rows: Sequence[int] | int = (1, 32), *, device=No
     ValueError: `rows` are not positive.
 
   Example:
-    >>> import jaxsparse as jsp
+    >>> import jax.numpy as jnp, jaxsparse as jsp
     >>> packed, _ = jsp.low_rank(2).init({'w': jnp.ones((64, 64))})
     >>> packed = jsp.low_rank(2).pack(packed, _)
     >>> jsp.compile_costs(packed, 32).ratios(packed['w'], rows=32)['stored'].value < 0.7
@@ -196,7 +195,7 @@ def fastest(packed: Any, costs: Costs, rows: int = 1) -> Any:
     The tree: formats whose best way costs at most 1.05 of the dense product, and arrays.
 
   Example:
-    >>> import jaxsparse as jsp
+    >>> import jax.numpy as jnp, jaxsparse as jsp
     >>> transform = jsp.nm(2, 4)
     >>> packed = transform.pack(*transform.init({'w': jnp.ones((512, 512))}))
     >>> costs = jsp.compile_costs(packed, 1)      # decoding reads and writes the weight
@@ -230,12 +229,10 @@ def _programs(weight, rows):
   """`({way: jitted program}, {way: its arguments})`, the dense product first."""
   one = _one(weight)
   abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(one))
-  shape = (rows, one.layout.matrix_shape[0])
-  x, dense = (jax.eval_shape if abstract else lambda f: f())(lambda: (
-      jax.random.normal(jax.random.key(0), shape, jnp.float32).astype(one.dtype),
-      jnp.zeros(one.layout.matrix_shape, one.dtype)))
+  x = jax.ShapeDtypeStruct((rows, one.layout.matrix_shape[0]), one.dtype)
+  dense = jax.ShapeDtypeStruct(one.layout.matrix_shape, one.dtype)
   if not abstract:
-    dense = one.dense_matrix()
+    x, dense = timing.noise(0, x), one.dense_matrix()
   programs = {DENSE: jax.jit(lambda x, w: x @ w)}
   given = {DENSE: (x, dense)}
   for way in one.matmuls():

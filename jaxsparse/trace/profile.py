@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse.core import names as names_of
 from jaxsparse.formats import low_rank
@@ -44,6 +42,7 @@ def factor_speedups(fn: Callable, params: Any, *args, ratio: float = 0.25, by: s
     ValueError: `by` is another word, `ratio` is no share, or a name is not that of a weight.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> w = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     >>> x = jax.ShapeDtypeStruct((32, 64), jnp.float32)
     >>> found = factor_speedups(lambda p, x: x @ p['w'], {'w': w}, x, by='cost')
@@ -112,7 +111,8 @@ def _faster(contraction, x, ratio, by) -> float:
     cost = [f.lower(*given).compile().cost_analysis()['flops']
             for f, given in zip((whole, thin), inputs)]
     return float(cost[0] / cost[1])
-  return _times(whole, thin, *[[_noise(i, a) for i, a in enumerate(given)] for given in inputs])
+  noise = [[timing.noise(i, a) for i, a in enumerate(given)] for given in inputs]
+  return _times(whole, thin, *noise)
 
 
 def _layout(contraction):
@@ -127,12 +127,6 @@ def _layout(contraction):
   for _ in gone:
     layout = layout.drop_leading()
   return layout
-
-
-def _noise(seed, abstract):
-  """Of NumPy: jax's would compile a program for each shape, which takes longer than the timing."""
-  drawn = np.random.default_rng(seed).standard_normal(abstract.shape, np.float32)
-  return jnp.asarray(drawn, abstract.dtype)
 
 
 def _times(whole, thin, whole_inputs, thin_inputs) -> float:

@@ -5,9 +5,17 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _ROUNDS = 9
 _SECONDS = 2e-3   # of one measurement at least, as clocks go
+
+
+def noise(seed: int, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+  """Normal numbers of NumPy; those of jax would be a program to compile for each shape."""
+  drawn = np.random.default_rng(seed).standard_normal(abstract.shape, np.float32)
+  return jnp.asarray(drawn, abstract.dtype)
 
 
 def interleaved(runs: Mapping[str, Callable]) -> dict[str, tuple[float, float]]:
