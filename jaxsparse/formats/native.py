@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.formats import bitmask
+from jaxsparse.formats import block
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import packed
 from jaxsparse.formats import quantized
@@ -224,12 +225,8 @@ def _share_of_tiles(codes) -> float:
   """The share of tiles that are not all zero; 1 where that is not known yet."""
   if isinstance(codes, jax.core.Tracer) or not codes.size:
     return 1.0
-  edges = [(0, 0)] * (codes.ndim - 2)
-  edges += [(0, -codes.shape[-2] % tiles.ROWS), (0, -codes.shape[-1] % tiles.OUTPUTS)]
-  some = np.pad(np.asarray(codes) != 0, edges)
-  some = some.reshape(*some.shape[:-2], -1, tiles.ROWS, some.shape[-1] // tiles.OUTPUTS,
-                      tiles.OUTPUTS)
-  return float(some.any((-3, -1)).mean())
+  alive = block.alive_blocks(np.asarray(codes) != 0, (tiles.ROWS, tiles.OUTPUTS))
+  return float(alive.mean())
 
 
 def _prepared_sparse(stored):
@@ -240,8 +237,7 @@ def _prepared_sparse(stored):
     return stored
   kept = matrix != 0
   for length in sorted(vectors.LENGTHS, reverse=True):
-    edges = [(0, 0)] * (matrix.ndim - 1) + [(0, -matrix.shape[-1] % length)]
-    cut = np.pad(kept, edges).reshape(*matrix.shape[:-1], -1, length).any(-1)
+    cut = block.alive_blocks(kept, (1, length))
     # Nearly all that a vector holds is kept; the edge may be shorter.
     held = cut.sum() * min(length, matrix.shape[-1])
     if held <= 1.1 * kept.sum() and cut.mean() <= _VECTORS_BELOW:
