@@ -167,7 +167,7 @@ def _largest_eigenvalue(w):
     # NaN compares as settled.
     return (i < _LANCZOS) & jnp.any(value - before > 1e-7 * value)
 
-  # A constant: tracing jax's generator would cost more compilation than all of the rest.
+  # A constant of NumPy: drawing it in the program would be more to compile.
   batch = w.shape[:-2]
   q = np.random.default_rng(0).standard_normal((n, 1), np.float32)
   q = jnp.broadcast_to(q / np.linalg.norm(q), (*batch, n, 1))

@@ -66,15 +66,17 @@ def unstructured() -> Pattern:
   """
   def pack(matrix, mask, layout):
     stored = bitmask.BitmaskArray.from_mask(matrix, mask, layout)
-    return stored if stored.nbytes < matrix.size * matrix.dtype.itemsize else _masked(matrix, mask)
+    return _if_smaller(stored, matrix, mask)
 
   return Pattern(lambda layout: math.prod(layout.matrix_shape[-2:]),
                  lambda scores, kept: select.top_k_mask(scores, kept, axes=(-2, -1)),
                  pack, spell.call(unstructured, {}), entries=True)
 
 
-def _masked(matrix, mask):
-  return jnp.where(mask, matrix, 0)
+def _if_smaller(stored, matrix, mask):
+  """The format where it is smaller than the dense weight, else that with its zeros."""
+  dense_bytes = matrix.size * matrix.dtype.itemsize
+  return stored if stored.nbytes < dense_bytes else jnp.where(mask, matrix, 0)
 
 
 def n_m(n: int, m: int) -> Pattern:
@@ -174,9 +176,7 @@ def _block_pack(size):
   def pack(matrix, mask, layout):
     stored = block_format.BlockArray.from_mask(matrix, mask, layout, size)
     compact = bitmask.BitmaskArray.from_mask(matrix, mask, layout)
-    smallest = min(stored, compact, key=lambda x: x.nbytes)
-    dense_bytes = matrix.size * matrix.dtype.itemsize
-    return smallest if smallest.nbytes < dense_bytes else _masked(matrix, mask)
+    return _if_smaller(min(stored, compact, key=lambda x: x.nbytes), matrix, mask)
   return pack
 
 
@@ -218,8 +218,7 @@ def balanced_blocks(rows: int, columns: int, *, pad: bool = False) -> Pattern:
 
   def pack(matrix, mask, layout):
     stored = block_format.BlockArray.from_mask(matrix, mask, layout, size)
-    dense_bytes = matrix.size * matrix.dtype.itemsize
-    return stored if stored.nbytes < dense_bytes else _masked(matrix, mask)
+    return _if_smaller(stored, matrix, mask)
 
   return Pattern(lambda layout: _grid(layout, size, pad)[0], mask, pack, spelling,
                  loose=lambda layout: (block(rows, columns, pad=pad), _grid(layout, size, pad)[1]))
@@ -266,6 +265,6 @@ def channel(axis: str = 'output') -> Pattern:
     r, o = matrix.shape[-2:]
     tile = (r, 1) if axis == 'output' else (1, o)
     stored = block_format.BlockArray.from_mask(matrix, mask, layout, tile)
-    return stored if stored.nbytes < matrix.size * matrix.dtype.itemsize else _masked(matrix, mask)
+    return _if_smaller(stored, matrix, mask)
 
   return Pattern(lambda layout: layout.matrix_shape[along], mask, pack, spelling)
