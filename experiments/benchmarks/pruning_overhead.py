@@ -2,8 +2,8 @@
 
 Every side runs Adam on the same model and batch, on one core; time is CPU time of the process.
 Sides take turns in a new random order each round, and a figure is the median over rounds of the
-ratio to the dense step of the same round. Beside it stands what causes it: conditionals, sorts and
-temporary bytes of the compiled ordinary step, and the CPU time of compiling it (least of 3).
+ratio to the dense step of the same round; so is the CPU time of compiling an ordinary step. Beside
+it stands what causes it: conditionals, sorts and temporary bytes of the compiled step.
 
 Command: python -m experiments.benchmarks.pruning_overhead [mlp|cnn|transformer ...]
 Peer: JaxPruner, where `import jaxpruner` works (it is on no registry: put a checkout on the path).
@@ -13,13 +13,14 @@ Limits: an ordinary step 1.00 to 1.01 (one read of the mask), a mask update abou
 
 import functools
 import importlib
+import math
 import os
 import random
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ import jaxsparse as jsp
 from experiments.benchmarks import pruned_models
 
 _ROUNDS, _SECONDS = 15, 0.15
-_COMPILATIONS = 3
+_COMPILATIONS = 7
 _TX = optax.adam(1e-3)
 _METHODS = {
   'magnitude': 'magnitude(cubic(0.8, end=1000000))',
@@ -54,9 +55,9 @@ _METHODS = {
 class Side(NamedTuple):
   """One program under the clock: `step(*carry, *batch) -> (*carry, loss)`, carry donated."""
 
+  lowered: jax.stages.Lowered
   step: Callable
   carry: tuple
-  compile_seconds: float
   conditionals: int
   sorts: int
   temporary_bytes: int
@@ -72,15 +73,11 @@ def side(step: Callable, carry: tuple, batch: tuple) -> Side:
   """
   carry = jax.tree.map(jnp.copy, carry)
   lowered = jax.jit(step, donate_argnums=tuple(range(len(carry)))).lower(*carry, *batch)
-  seconds = []
-  for _ in range(_COMPILATIONS):
-    started = time.process_time()
-    compiled = lowered.compile()
-    seconds.append(time.process_time() - started)
+  compiled = lowered.compile()
   text = compiled.as_text()
   count = lambda word: len(re.findall(rf'\s{word}\(', text))
   temporary = compiled.memory_analysis().temp_size_in_bytes
-  return Side(compiled, carry, min(seconds), count('conditional'), count('sort'), temporary)
+  return Side(lowered, compiled, carry, count('conditional'), count('sort'), temporary)
 
 
 def dense(case: pruned_models.Case) -> Side:
@@ -161,12 +158,27 @@ def measure(sides: dict[str, Side], batch: tuple) -> dict[str, float]:
     return (time.process_time() - started) / times
 
   steps = {name: max(1, round(_SECONDS / min(spend(name, 1), spend(name, 2)))) for name in sides}
-  ratios = {name: [] for name in sides}
-  turns = random.Random(0)
-  for _ in range(_ROUNDS):
-    order = turns.sample(list(sides), len(sides))
-    seconds = {name: spend(name, steps[name]) for name in order}
-    for name in sides:
+  return in_turns(sides, lambda name: spend(name, steps[name]), _ROUNDS)
+
+
+def compiling(sides: dict[str, Side]) -> dict[str, float]:
+  """Returns each ordinary step's median ratio of CPU time to compile to the dense step's."""
+
+  def spend(name):
+    started = time.process_time()
+    sides[name].lowered.compile()
+    return time.process_time() - started
+
+  return in_turns([n for n in sides if not n.endswith(', update')], spend, _COMPILATIONS)
+
+
+def in_turns(names: Iterable[str], spend: Callable[[str], float], rounds: int) -> dict[str, float]:
+  """Returns the median over rounds of each one's seconds over 'dense' in the same round."""
+  names, turns = list(names), random.Random(0)
+  ratios = {name: [] for name in names}
+  for _ in range(rounds):
+    seconds = {name: spend(name) for name in turns.sample(names, len(names))}
+    for name in names:
       ratios[name].append(seconds[name] / seconds['dense'])
   return {name: statistics.median(found) for name, found in ratios.items()}
 
@@ -208,13 +220,14 @@ def main():
       if jsp.parse(text).spec.due is not jsp.identity().spec.due:
         sides[f'{name}, update'] = ours(case, text, refresh=True)
     sides |= peers(case)
+    compile_ratios = compiling(sides)
     ratios = measure(sides, case.batch)
     least = sides['dense']
     print(f'\n{model}: CPU time of a step over the dense one; its program')
     print(f'{"":28}  time  compile  temporaries  conditionals  sorts')
     for name, s in sides.items():
       print(
-        f'{name:28}  {ratios[name]:4.2f}  {s.compile_seconds / least.compile_seconds:7.2f}  '
+        f'{name:28}  {ratios[name]:4.2f}  {compile_ratios.get(name, math.nan):7.2f}  '
         f'{s.temporary_bytes / least.temporary_bytes:11.3f}  {s.conditionals:12d}  {s.sorts:5d}'
       )
   print('\n'.join(['', *choosing()]))

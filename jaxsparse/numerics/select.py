@@ -189,7 +189,9 @@ def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[ja
   k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), slices)
   at_least = jnp.maximum(k, 1)   # every threshold satisfies k = 0, which is cut at the end
   top = most([jnp.where(jnp.isnan(s), -jnp.inf, s) for s in scores])
-  bottom = -most([jnp.where(jnp.isnan(s), jnp.inf, -s) for s in scores])
+  # One after the other: together, a TPU holds scratch for twice as many sums at a time.
+  ceiling, top = jax.lax.optimization_barrier((jnp.float32(jnp.inf), top))
+  bottom = -most([jnp.where(jnp.isnan(s), ceiling, -s) for s in scores])
   total = jnp.full(slices, sum(sizes), jnp.int32)
   key, found = _search(reach, at_least, _key(bottom), _key(top) + 1, total, jnp.zeros_like(k))
   threshold = _of_key(key)
@@ -203,10 +205,10 @@ def _select(scores: list[jax.Array], k, axes: tuple[int, ...] | None) -> list[ja
 
   def first_of_ties():
     tied_at = lambda t: [x & (i >= t) for _, x, i in map(parts, scores, slice_axes, ends)]
-    wanted = k - count([s > threshold for s in scores])
+    above = count([s > threshold for s in scores])
     zero = jnp.zeros(slices, jnp.uint32)
-    return _search(lambda t: count(tied_at(t)), jnp.maximum(wanted, 1), zero,
-                   jnp.full_like(zero, sum(sizes)), count(tied_at(zero)), jnp.zeros_like(k))[0]
+    return _search(lambda t: count(tied_at(t)), jnp.maximum(k - above, 1), zero,
+                   jnp.full_like(zero, sum(sizes)), found - above, jnp.zeros_like(k))[0]
 
   first = jax.lax.cond((found <= at_least).all(), lambda: key & 0,
                        first_of_ties)

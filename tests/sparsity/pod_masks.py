@@ -20,7 +20,7 @@ def main():
   place = NamedSharding(mesh, PartitionSpec('data', 'model'))
   transform = jsp.magnitude(0.8, distribution=jsp.pooled)
   found = {}
-  for leaves in (1, 8):
+  for leaves in (1, 16):
     w = jax.ShapeDtypeStruct((2**17 // leaves, 2**13), jnp.float32, sharding=place)
     params = {f'layer_{i}/kernel': w for i in range(leaves)}
     run = jax.jit(lambda p: jsp.masks(transform.init(p)[1]),
