@@ -102,6 +102,8 @@ from jaxsparse.optimizers import warm_again
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
 from jaxsparse.quantization import OscillationState
+from jaxsparse.quantization import adaround
+from jaxsparse.quantization import autoround
 from jaxsparse.quantization import awq
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import fake_quantize

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.quantized_sentences [concepts [label ...]]
 
-Each recipe quantizes the 36 matrices of MiniLM's layers (10.6 million weights), after calibration on
-512 glosses that no figure is over. The figure is that of `experiments.sentence`, R@1 over 2,000
+Each recipe quantizes the 36 matrices of MiniLM's layers (10.6 million weights), calibrated on 512
+glosses that no figure is over. The figure is that of `experiments.sentence`, R@1 over 2,000
 WordNet concepts, with the 95 % interval of a paired bootstrap of its difference to the float
 model. The error is the mean over the matrices of |X (W' - W)|^2 / |X W|^2 on 512 other glosses.
 Bytes are those of the matrices as packed, scales included; the float ones take 42,467,328.
@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
 
   Attributes:
     label: short, for the command line.
-    weights: a spelled transform, or the start of a mixed one: see `mixed`.
-    activations: None (float), 'tensor' and 'row' (dynamic int8), 'static' (calibrated int8).
+    weights: a spelled transform; of `mixed` what it chooses from.
+    activations: None (float), or a grid and 'tensor' or 'row' (dynamic) or 'static' (calibrated).
     sequential: whether each matrix is calibrated on what the ones before have become.
   """
 
@@ -46,24 +46,28 @@ class Recipe(NamedTuple):
 
 RECIPES = (
   Recipe('w8', "quantize('int8')"),
-  Recipe('w8a8', "quantize('int8')", 'row'),
-  Recipe('w8a8-tensor', "quantize('int8')", 'tensor'),
-  Recipe('w8a8-static', "quantize('int8')", 'static'),
-  Recipe('smooth', 'smoothquant()', 'tensor'),
-  Recipe('smooth-static', 'smoothquant()', 'static'),
+  Recipe('w8a8', "quantize('int8')", 'int8 row'),
+  Recipe('w8a8-zeros', "quantize('int8')", 'uint8 row'),
+  Recipe('w8a8-tensor', "quantize('int8')", 'int8 tensor'),
+  Recipe('w8a8-static', "quantize('int8')", 'int8 static'),
+  Recipe('w8a8-static-zeros', "quantize('int8')", 'uint8 static'),
+  Recipe('smooth', 'smoothquant(alpha=0.7)', 'int8 row'),
+  Recipe('smooth-static', 'smoothquant(alpha=0.85)', 'int8 static'),
   Recipe('mxfp8', "quantize('mxfp8')"),
   Recipe('rtn4', "quantize('int4', group=64)"),
   Recipe('awq4', "awq('int4', group=64)"),
   Recipe('gptq4', "gptq('int4', group=64)"),
   Recipe('gptq4-sequential', "gptq('int4', group=64)", None, True),
-  Recipe('gptq4-a8', "gptq('int4', group=64)", 'row'),
+  Recipe('adaround4', "adaround('int4', group=64, steps=300)"),
+  Recipe('autoround4', "autoround('int4', group=64)"),
+  Recipe('gptq4-a8', "gptq('int4', group=64)", 'uint8 row'),
   Recipe('hqq4', "quantize('uint4', group=64, scale='hqq')"),
   Recipe('nf4', 'nf4(double_quantize=True)'),
   Recipe('mxfp4', "quantize('mxfp4')"),
   Recipe('nvfp4', "quantize('nvfp4')"),
   Recipe('rtn3', "quantize('int3', group=64)"),
   Recipe('gptq3', "gptq('int3', group=64)"),
-  Recipe('mixed', "int8, int4 and int3 by gptq, in the bytes of int4"),
+  Recipe('mixed', 'int8, int4, int3 by gptq'),
 )
 
 
@@ -138,11 +142,12 @@ def forward(recipe: Recipe, seen: Calibration):
   """What embeds texts with the recipe's activations."""
   if recipe.activations is None:
     return _float
-  options = {'granularity': 'row'} if recipe.activations == 'row' else {}
-  if recipe.activations == 'static':
+  dtype, way = recipe.activations.split()
+  options = {'granularity': way}
+  if way == 'static':
     smooth = recipe.weights.startswith('smoothquant')
     options = {'ranges': seen.peaks if smooth else seen.ranges}
-  return jax.jit(jsp.quantize_activations(minilm.apply, 'int8', weights=WEIGHTS, **options))
+  return jax.jit(jsp.quantize_activations(minilm.apply, dtype, weights=WEIGHTS, **options))
 
 
 _float = jax.jit(minilm.apply)
@@ -158,7 +163,7 @@ def main(concepts: int = 2000, *labels: str) -> None:
   seen = calibration(params)
   dense = sentence.hits(_float, params, concepts)
   print(f'float32: R@1 {dense.mean():.4f} over {concepts} concepts')
-  print(f'{"recipe":17} {"weights":42} {"inputs":7} {"bytes":>9} {"share":>6} {"error":>8} '
+  print(f'{"recipe":17} {"weights":42} {"inputs":12} {"bytes":>9} {"share":>6} {"error":>8} '
         f'{"R@1":>6} difference [95 %], points')
   for recipe in RECIPES:
     if labels and recipe.label not in labels:
@@ -171,7 +176,7 @@ def main(concepts: int = 2000, *labels: str) -> None:
     hits = sentence.hits(forward(recipe, seen), given, concepts)
     low, high = bootstrap.paired(hits, dense)
     points = 100 * (hits.mean() - dense.mean())
-    print(f'{recipe.label:17} {recipe.weights[:42]:42} {recipe.activations or "float":7} {size:9,} '
+    print(f'{recipe.label:17} {recipe.weights:42} {recipe.activations or "float":12} {size:9,} '
           f'{size / 42467328:6.3f} {error:8.5f} {hits.mean():6.4f} {points:+.2f} '
           f'[{100 * low:+.2f}, {100 * high:+.2f}]', flush=True)
 

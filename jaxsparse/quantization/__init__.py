@@ -1,5 +1,7 @@
 """Quantization: grid x granularity x scale rule, in training and after."""
 
+from jaxsparse.quantization.adaround import adaround
+from jaxsparse.quantization.autoround import autoround
 from jaxsparse.quantization.awq import awq
 from jaxsparse.quantization.bias_correction import correct_bias
 from jaxsparse.quantization.fake_quantize import fake_quantize
@@ -14,12 +16,12 @@ from jaxsparse.quantization.quantize import quantize
 from jaxsparse.quantization.scheme import percentile
 from jaxsparse.quantization.smoothquant import smoothquant
 
-TRANSFORMS = (awq, fake_quantize, freeze_oscillations, gptq, gradual_quantize, lsq, nf4, quantize,
-              smoothquant)
+TRANSFORMS = (adaround, autoround, awq, fake_quantize, freeze_oscillations, gptq,
+              gradual_quantize, lsq, nf4, quantize, smoothquant)
 VALUES = (percentile,)
 
 __all__ = [
-    'Lsq', 'OscillationState', 'TRANSFORMS', 'VALUES', 'awq', 'correct_bias', 'fake_quantize',
-    'freeze_oscillations', 'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize',
-    'smoothquant',
+    'Lsq', 'OscillationState', 'TRANSFORMS', 'VALUES', 'adaround', 'autoround', 'awq',
+    'correct_bias', 'fake_quantize', 'freeze_oscillations', 'gptq', 'gradual_quantize', 'lsq',
+    'nf4', 'percentile', 'quantize', 'smoothquant',
 ]
