@@ -9,6 +9,10 @@ from jaxsparse.quantization.freeze_oscillations import OscillationState
 from jaxsparse.quantization.freeze_oscillations import freeze_oscillations
 from jaxsparse.quantization.gptq import gptq
 from jaxsparse.quantization.gradual_quantize import gradual_quantize
+from jaxsparse.quantization.kv_cache import QuantizedCache
+from jaxsparse.quantization.kv_cache import append_to_cache
+from jaxsparse.quantization.kv_cache import quantize_cache
+from jaxsparse.quantization.kv_cache import read_cache
 from jaxsparse.quantization.lsq import Lsq
 from jaxsparse.quantization.lsq import lsq
 from jaxsparse.quantization.nf4 import nf4
@@ -21,7 +25,8 @@ TRANSFORMS = (adaround, autoround, awq, fake_quantize, freeze_oscillations, gptq
 VALUES = (percentile,)
 
 __all__ = [
-    'Lsq', 'OscillationState', 'TRANSFORMS', 'VALUES', 'adaround', 'autoround', 'awq',
-    'correct_bias', 'fake_quantize', 'freeze_oscillations', 'gptq', 'gradual_quantize', 'lsq',
-    'nf4', 'percentile', 'quantize', 'smoothquant',
+    'Lsq', 'OscillationState', 'QuantizedCache', 'TRANSFORMS', 'VALUES', 'adaround',
+    'append_to_cache', 'autoround', 'awq', 'correct_bias', 'fake_quantize', 'freeze_oscillations',
+    'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize', 'quantize_cache',
+    'read_cache', 'smoothquant',
 ]
