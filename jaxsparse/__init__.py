@@ -118,6 +118,8 @@ from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
 from jaxsparse.quantization import quantize_cache
 from jaxsparse.quantization import read_cache
+from jaxsparse.quantization import rotate
+from jaxsparse.quantization import rotation
 from jaxsparse.quantization import smoothquant
 from jaxsparse.recipes import Allocation
 from jaxsparse.recipes import Choice

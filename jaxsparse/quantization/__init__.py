@@ -17,6 +17,8 @@ from jaxsparse.quantization.lsq import Lsq
 from jaxsparse.quantization.lsq import lsq
 from jaxsparse.quantization.nf4 import nf4
 from jaxsparse.quantization.quantize import quantize
+from jaxsparse.quantization.rotate import rotate
+from jaxsparse.quantization.rotate import rotation
 from jaxsparse.quantization.scheme import percentile
 from jaxsparse.quantization.smoothquant import smoothquant
 
@@ -28,5 +30,5 @@ __all__ = [
     'Lsq', 'OscillationState', 'QuantizedCache', 'TRANSFORMS', 'VALUES', 'adaround',
     'append_to_cache', 'autoround', 'awq', 'correct_bias', 'fake_quantize', 'freeze_oscillations',
     'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize', 'quantize_cache',
-    'read_cache', 'smoothquant',
+    'read_cache', 'rotate', 'rotation', 'smoothquant',
 ]
