@@ -184,16 +184,22 @@ def _forward():
   return jax.jit(jsp.dispatch(minilm.apply))
 
 
-def _hits(params, count):
-  """Whether each concept's gloss is the nearest of all to its names, `[count]` bool."""
+def hits(forward, params, count: int) -> np.ndarray:
+  """Whether each concept's gloss is the nearest of all to its names, `[count]` bool.
+
+  Args:
+    forward: as for `minilm.embed`.
+    params: its first argument.
+    count: of the held-out concepts, at most 2,000.
+  """
   concepts = wordnet.load().held_out[:count]
-  names, glosses = (minilm.embed(_forward(), params, list(texts)) for texts in zip(*concepts))
+  names, glosses = (minilm.embed(forward, params, list(texts)) for texts in zip(*concepts))
   return (names @ glosses.T).argmax(1) == np.arange(count)
 
 
 @functools.cache
 def _dense_hits(count):
-  return _hits(minilm.load(), count)
+  return hits(_forward(), minilm.load(), count)
 
 
 def _is_dense(params):
@@ -205,12 +211,12 @@ def _is_dense(params):
 
 def _evaluate(config, params):
   dense = _dense_hits(config.synsets)
-  hits = dense if _is_dense(params) else _hits(params, config.synsets)
-  low, high = bootstrap.paired(hits, dense, resamples=config.resamples, seed=config.seed)
+  found = dense if _is_dense(params) else hits(_forward(), params, config.synsets)
+  low, high = bootstrap.paired(found, dense, resamples=config.resamples, seed=config.seed)
   return {
-    'accuracy': float(hits.mean()),
+    'accuracy': float(found.mean()),
     'dense_accuracy': float(dense.mean()),
-    'difference': float(hits.mean() - dense.mean()),
+    'difference': float(found.mean() - dense.mean()),
     'low': low,
     'high': high,
   }

@@ -102,6 +102,10 @@ from jaxsparse.optimizers import warm_again
 from jaxsparse.optimizers import wrap
 from jaxsparse.quantization import Lsq
 from jaxsparse.quantization import OscillationState
+from jaxsparse.quantization import QuantizedCache
+from jaxsparse.quantization import adaround
+from jaxsparse.quantization import append_to_cache
+from jaxsparse.quantization import autoround
 from jaxsparse.quantization import awq
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import fake_quantize
@@ -112,6 +116,10 @@ from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
 from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
+from jaxsparse.quantization import quantize_cache
+from jaxsparse.quantization import read_cache
+from jaxsparse.quantization import rotate
+from jaxsparse.quantization import rotation
 from jaxsparse.quantization import smoothquant
 from jaxsparse.recipes import Allocation
 from jaxsparse.recipes import Choice

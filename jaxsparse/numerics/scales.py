@@ -180,8 +180,8 @@ def _of_peak(peak, limit):
   return jnp.where(scale >= _TINY, scale, 1.0)
 
 
-def _of_range(low, high, grid):
-  """The scale of the range `[low, high]`, which holds 0."""
+def of_range(low, high, grid):
+  """The scale, and zero point, of ranges `[low, high]` that hold 0; 1 where a range is empty."""
   if not grid.zero_point:
     return Scale(_of_peak(jnp.maximum(-low, high), grid.limit))
   # Halves are exact, so that this overflows nowhere and no fusion rounds it another way.
@@ -196,11 +196,11 @@ def _peaks(x, axes):
 
 def _absmax(x, valid, axes, grid, q, importance):
   peak = jnp.abs(x).max(axes, keepdims=True, initial=0.0)
-  return _of_range(-peak, peak, grid)
+  return of_range(-peak, peak, grid)
 
 
 def _minmax(x, valid, axes, grid, q, importance):
-  return _of_range(*_peaks(x, axes), grid)
+  return of_range(*_peaks(x, axes), grid)
 
 
 def _absmean(x, valid, axes, grid, q, importance):
@@ -211,7 +211,7 @@ def _absmean(x, valid, axes, grid, q, importance):
   mean = jnp.where(mean >= _TINY, mean, 0.0)
   if not grid.zero_point:
     return Scale(mean * np.float32(1.0 / max(grid.limit, 1.0)))
-  return _of_range(-mean, mean, grid)
+  return of_range(-mean, mean, grid)
 
 
 def _percentile(x, valid, axes, grid, q, importance):
@@ -223,9 +223,9 @@ def _percentile(x, valid, axes, grid, q, importance):
   at = lambda values: select.kth_largest(
       values if valid is None else jnp.where(valid, values, -jnp.inf), rank, axes=axes)
   if grid.zero_point:
-    return _of_range(jnp.minimum(-at(-x), 0), jnp.maximum(at(x), 0), grid)
+    return of_range(jnp.minimum(-at(-x), 0), jnp.maximum(at(x), 0), grid)
   peak = at(jnp.abs(x))
-  return _of_range(-peak, peak, grid)
+  return of_range(-peak, peak, grid)
 
 
 def _mse(x, valid, axes, grid, q, importance):
@@ -234,7 +234,7 @@ def _mse(x, valid, axes, grid, q, importance):
   low, high = (low, high) if grid.zero_point else (-peak, peak)
 
   def error(shrink):
-    scale = _of_range(low * shrink, high * shrink, grid)
+    scale = of_range(low * shrink, high * shrink, grid)
     off = jnp.square(grid.decode(grid.encode(x / scale.scale, scale.zero), scale.zero)
                      * scale.scale - x)
     return (off if importance is None else off * importance).sum(axes, keepdims=True)
@@ -248,7 +248,7 @@ def _mse(x, valid, axes, grid, q, importance):
 
   start = jnp.full(peak.shape, jnp.inf), jnp.ones(peak.shape)
   _, shrink = jax.lax.fori_loop(0, _SHRINKS, body, start)
-  return _of_range(low * shrink, high * shrink, grid)
+  return of_range(low * shrink, high * shrink, grid)
 
 
 def _hqq(x, valid, axes, grid, q, importance):

@@ -1,5 +1,7 @@
 """Quantization: grid x granularity x scale rule, in training and after."""
 
+from jaxsparse.quantization.adaround import adaround
+from jaxsparse.quantization.autoround import autoround
 from jaxsparse.quantization.awq import awq
 from jaxsparse.quantization.bias_correction import correct_bias
 from jaxsparse.quantization.fake_quantize import fake_quantize
@@ -7,19 +9,26 @@ from jaxsparse.quantization.freeze_oscillations import OscillationState
 from jaxsparse.quantization.freeze_oscillations import freeze_oscillations
 from jaxsparse.quantization.gptq import gptq
 from jaxsparse.quantization.gradual_quantize import gradual_quantize
+from jaxsparse.quantization.kv_cache import QuantizedCache
+from jaxsparse.quantization.kv_cache import append_to_cache
+from jaxsparse.quantization.kv_cache import quantize_cache
+from jaxsparse.quantization.kv_cache import read_cache
 from jaxsparse.quantization.lsq import Lsq
 from jaxsparse.quantization.lsq import lsq
 from jaxsparse.quantization.nf4 import nf4
 from jaxsparse.quantization.quantize import quantize
+from jaxsparse.quantization.rotate import rotate
+from jaxsparse.quantization.rotate import rotation
 from jaxsparse.quantization.scheme import percentile
 from jaxsparse.quantization.smoothquant import smoothquant
 
-TRANSFORMS = (awq, fake_quantize, freeze_oscillations, gptq, gradual_quantize, lsq, nf4, quantize,
-              smoothquant)
+TRANSFORMS = (adaround, autoround, awq, fake_quantize, freeze_oscillations, gptq,
+              gradual_quantize, lsq, nf4, quantize, smoothquant)
 VALUES = (percentile,)
 
 __all__ = [
-    'Lsq', 'OscillationState', 'TRANSFORMS', 'VALUES', 'awq', 'correct_bias', 'fake_quantize',
-    'freeze_oscillations', 'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize',
-    'smoothquant',
+    'Lsq', 'OscillationState', 'QuantizedCache', 'TRANSFORMS', 'VALUES', 'adaround',
+    'append_to_cache', 'autoround', 'awq', 'correct_bias', 'fake_quantize', 'freeze_oscillations',
+    'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize', 'quantize_cache',
+    'read_cache', 'rotate', 'rotation', 'smoothquant',
 ]

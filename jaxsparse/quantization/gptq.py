@@ -81,7 +81,7 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
       fixed = found
       if fixed is not None:
         # By column, also where columns belong to several Grams.
-        fixed = _by_column(found, w.shape[-1], x)
+        fixed = schemes.by_column(found, w.shape[-1], x)
       values, codes, steps, zeros = solve(x, gram, fixed, damping, scheme=scheme,
                                           act_order=act_order)
       return values, codes, steps, zeros
@@ -96,18 +96,6 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
       init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)
   return parametrization.leafwise(story, spec=transforms.Spec(
       spelling, restructures=True, needs=frozenset(['stats'])))
-
-
-def _by_column(found, columns, x):
-  """Float32 scales `[*batch, G, O]` of `x`, whose groups of columns are batch axes."""
-  def spread(a):
-    if a is None:
-      return None
-    a = jnp.broadcast_to(a, (*a.shape[:-1], columns))
-    if columns != x.shape[-1]:
-      a = jnp.moveaxis(a.reshape(*a.shape[:-1], x.shape[-3], -1), -2, -3)
-    return a
-  return scales.Scale(spread(found.steps()), spread(found.zero))
 
 
 # Compiled by shape: weights of one shape in many layers share a program.

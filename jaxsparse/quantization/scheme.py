@@ -6,6 +6,7 @@ A dtype names a grid ('int4'), or a microscaling format, which fixes the other t
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxsparse.core import spelling as spell
 from jaxsparse.formats import format as formats
@@ -151,6 +152,50 @@ def _check_granularity(granularity, group):
     raise ValueError('group must be a positive number of rows, or of a block (rows, outputs); '
                      f'got {group!r}.')
   return group
+
+
+def by_column(found: scales.Scale, columns: int, x: jax.Array) -> scales.Scale:
+  """Float32 scales `[*batch, G, O]` of `x`, whose groups of columns are batch axes."""
+  def spread(a):
+    if a is None:
+      return None
+    a = jnp.broadcast_to(a, (*a.shape[:-1], columns))
+    if columns != x.shape[-1]:
+      a = jnp.moveaxis(a.reshape(*a.shape[:-1], x.shape[-3], -1), -2, -3)
+    return a
+  return scales.Scale(spread(found.steps()), spread(found.zero))
+
+
+def cells(scale: scales.Scale, shape: tuple[int, ...], group: Any) -> tuple[jax.Array, jax.Array]:
+  """Steps and zero points, float32, broadcastable against a matrix; no step is zero."""
+  whole = lambda a: scales.expand(a, shape[-2], group, shape[-1]).astype(jnp.float32)
+  size = whole(scale.steps())
+  zero = jnp.zeros_like(size) if scale.zero is None else whole(scale.zero)
+  return jnp.where(size == 0, 1.0, size), zero
+
+
+def values(codes: jax.Array, scale: scales.Scale, scheme: Scheme) -> jax.Array:
+  """The float32 matrix of codes."""
+  return scales.decode(codes, scale, scheme.grid, scheme.group)
+
+
+def output_error(off: jax.Array, gram: jax.Array) -> jax.Array:
+  """`|X off|^2` of each output, `[*batch, 1, O]`, from `X^T X`."""
+  seen = jnp.einsum('...rs,...so->...ro', gram, off, precision='high')
+  return (off * seen).sum(-2, keepdims=True)
+
+
+def check_learned(method: str, scheme: Scheme, steps: int, rate: float) -> None:
+  """Raises ValueError where roundings cannot be learned on the grid, or not in those steps."""
+  if not scheme.grid.is_integer:
+    raise ValueError(f'{method} learns the rounding of integers; got {scheme.grid.name}.')
+  if scheme.granularity == 'block':
+    raise ValueError(f'{method} treats each output by itself; granularity is tensor, channel or '
+                     'group, got block.')
+  if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    raise ValueError(f'steps must be a positive integer, got {steps!r}.')
+  if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float('inf'):
+    raise ValueError(f'rate must be a positive number, got {rate!r}.')
 
 
 def check_rounding(rounding: str, scheme: Scheme) -> None:

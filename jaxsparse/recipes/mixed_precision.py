@@ -8,7 +8,7 @@ at the end is the whole Pareto front.
 """
 
 import re
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Choice(NamedTuple):
   scheme: str    # the spelled transform
   nbytes: int    # of the packed weight
   rise: float    # of the loss when this weight alone is compressed
+  flops: int = 0   # of its products, two for each multiply-add that is kept
 
 
 class Allocation(NamedTuple):
@@ -35,11 +36,13 @@ class Allocation(NamedTuple):
     schemes: {weight name: spelled transform}.
     nbytes: of all those weights, packed.
     rise: the sum of the rises measured.
+    flops: of the products of all those weights.
   """
 
   schemes: dict[str, str]
   nbytes: int
   rise: float
+  flops: int = 0
 
   @property
   def recipe(self) -> str:
@@ -55,7 +58,8 @@ Costs = dict[str, list[Choice]]
 
 
 def scheme_costs(loss_fn: Callable, params: Any, batches: Any, schemes: tuple[str, ...], *,
-                 weights: str = '.*', stats: Any = None) -> Costs:
+                 weights: str = '.*', stats: Any = None,
+                 rows: int | Mapping[str, int] = 1) -> Costs:
   """What each scheme costs each weight, in bytes and in loss; one evaluation for each pair.
 
   Args:
@@ -66,6 +70,8 @@ def scheme_costs(loss_fn: Callable, params: Any, batches: Any, schemes: tuple[st
       weight as it is, for nothing.
     weights: a regular expression for the names of the weights to choose for.
     stats: of calibration, for schemes that ask for them.
+    rows: how many rows of inputs meet a weight, or {weight name: rows}, such as the positions of a
+      convolution's output; operations are counted for those.
 
   Returns:
     {weight name: [`Choice`, ...]}, for `allocate` and `pareto_front`.
@@ -102,7 +108,10 @@ def scheme_costs(loss_fn: Callable, params: Any, batches: Any, schemes: tuple[st
       stored = {leaf.name: leaf.value for leaf in packed}[name]
       new = [*values[:n], formats.densify(stored), *values[n + 1:]]
       rise = 0.0 if text == 'identity()' else mean(new, f'{name} under {text}') - start
-      costs[name].append(Choice(text, formats.nbytes(stored), rise))
+      meets = rows if isinstance(rows, int) else rows.get(name, 1)
+      kept = stored.multiply_adds(meets).ideal if formats.is_format(stored) else (
+          meets * stored.size)
+      costs[name].append(Choice(text, formats.nbytes(stored), rise, 2 * kept))
   return costs
 
 
@@ -119,20 +128,21 @@ def pareto_front(costs: Costs) -> list[Allocation]:
     [(4, 0.3), (8, 0.1)]
   """
   sizes, rises, steps = _front(costs)
-  return [_trace(costs, steps, n, sizes, rises) for n in range(len(sizes))]
+  return [_trace(costs, steps, n, rises) for n in range(len(sizes))]
 
 
-def allocate(costs: Costs, *, nbytes: int | None = None,
+def allocate(costs: Costs, *, nbytes: int | None = None, flops: int | None = None,
              rise: float | None = None) -> Allocation:
-  """The allocation of least rise within `nbytes`, or of least bytes within `rise`; exact.
+  """The allocation of least rise within a budget, or of least bytes within `rise`; exact.
 
   Args:
     costs: from `scheme_costs`.
     nbytes: the budget of all weights together.
+    flops: the budget of all their products together.
     rise: the most that the loss may rise, in all.
 
   Raises:
-    ValueError: neither or both limits are given, or no allocation keeps to the one given; the
+    ValueError: not one limit is given, or no allocation keeps to the one given; the
       message says what the best is.
 
   Example:
@@ -140,26 +150,29 @@ def allocate(costs: Costs, *, nbytes: int | None = None,
     >>> allocate(costs, nbytes=7).recipe
     "rules([('w', quantize('int4')), ('.*', identity())])"
   """
-  if (nbytes is None) == (rise is None):
-    raise ValueError(f'allocate takes one limit, nbytes= or rise=; got {nbytes!r} and {rise!r}.')
-  sizes, rises, steps = _front(costs)
-  within = np.flatnonzero(sizes <= nbytes if rise is None else rises <= rise)
+  limits = {'nbytes': nbytes, 'flops': flops, 'rise': rise}
+  given = {name: limit for name, limit in limits.items() if limit is not None}
+  if len(given) != 1:
+    raise ValueError(f'allocate takes one limit, nbytes=, flops= or rise=; got {given or "none"}.')
+  (kind, limit), = given.items()
+  sizes, rises, steps = _front(costs, 'flops' if kind == 'flops' else 'nbytes')
+  within = np.flatnonzero(rises <= limit if kind == 'rise' else sizes <= limit)
   if not within.size:
-    best = f'{sizes[0]} bytes' if rise is None else f'a rise of {rises[-1]:g}'
-    raise ValueError(f'no allocation keeps to {nbytes if rise is None else rise:g}: the least is '
-                     f'{best}.')
+    best = {'nbytes': f'{sizes[0]} bytes', 'flops': f'{sizes[0]} operations',
+            'rise': f'a rise of {rises[-1]:g}'}[kind]
+    raise ValueError(f'no allocation keeps to {limit:g}: the least is {best}.')
   # Along the front bytes rise and the loss falls.
-  return _trace(costs, steps, within[-1] if rise is None else within[0], sizes, rises)
+  return _trace(costs, steps, within[0] if kind == 'rise' else within[-1], rises)
 
 
-def _front(costs):
-  """Bytes and rises of the front, and for each weight (state before, choice) of each state."""
+def _front(costs, measure='nbytes'):
+  """Sizes and rises of the front, and for each weight (state before, choice) of each state."""
   if not costs or not all(costs.values()):
     empty = [name for name, choices in costs.items() if not choices]
     raise ValueError(f'every weight needs a choice; {", ".join(empty) or "there is no weight"}.')
   sizes, rises, steps = np.zeros(1, np.int64), np.zeros(1), []
   for choices in costs.values():
-    more = np.array([c.nbytes for c in choices], np.int64)
+    more = np.array([getattr(c, measure) for c in choices], np.int64)
     worse = np.array([c.rise for c in choices])
     total, loss = (sizes[:, None] + more).ravel(), (rises[:, None] + worse).ravel()
     order = np.lexsort((loss, total))
@@ -170,9 +183,12 @@ def _front(costs):
   return sizes, rises, steps
 
 
-def _trace(costs, steps, n, sizes, rises):
-  schemes, total, loss = {}, int(sizes[n]), float(rises[n])
+def _trace(costs, steps, n, rises):
+  chosen, loss = {}, float(rises[n])
   for name, (before, choice) in reversed([*zip(costs, steps)]):
-    schemes[name] = costs[name][choice[n]].scheme
+    chosen[name] = costs[name][choice[n]]
     n = before[n]
-  return Allocation(dict(reversed(schemes.items())), total, loss)
+  chosen = dict(reversed(chosen.items()))
+  return Allocation({name: c.scheme for name, c in chosen.items()},
+                    sum(c.nbytes for c in chosen.values()), loss,
+                    sum(c.flops for c in chosen.values()))

@@ -2,63 +2,139 @@
 
 import dataclasses
 import functools
-from typing import Callable
+from typing import Any, Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.core import names
+from jaxsparse.formats import format as formats
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import rounding
+from jaxsparse.numerics import scales
 from jaxsparse.trace import hooks
+from jaxsparse.trace import observers
 from jaxsparse.trace import products
 
 GRANULARITIES = ('tensor', 'row')
 
 
-def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *,
-                         granularity: str = 'tensor') -> Callable:
-  """Rounds the input of every product with a weight to a grid, scaled by its own absmax.
+def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity: str = 'tensor',
+                         ranges: Mapping[str, Any] | None = None,
+                         weights: str | None = None) -> Callable:
+  """Rounds the input of every product with a weight to a grid.
 
-  The scale is dynamic, so nothing is calibrated: `s = max |x| / limit`, `x <- s round(x / s)`,
-  with a straight-through gradient. Inputs of a weight that `smoothquant` stored are divided by its
-  row scales first. Lookups are left alone; so are products of two activations.
+  Scales are dynamic, `s = max |x| / limit`, or static, of calibrated `ranges`; then `x <- s
+  clip(round(x / s))`, with a straight-through gradient. Inputs of a weight that `smoothquant`
+  stored are divided by its row scales first. Lookups are left alone; so are products of two
+  activations. Nothing stays float unnoticed: a weight that was to be taken and met no product,
+  because something else was done to it first, is an error.
 
   Args:
     apply_fn: called as `apply_fn(params, *args, **kwargs)`.
-    dtype: the grid, as spelled for weights: 'int8', 'int4', ...
+    dtype: the grid, as spelled for weights: 'int8', 'int4', ...; 'uint8' has zero points.
     granularity: 'tensor' (one scale a product) or 'row' (one for each row that is multiplied: a
-      token; for a convolution an example).
+      token; for a convolution an example), which is dynamic.
+    ranges: static scales: {weight name: statistic} of `calibrate(apply_fn, params, batches,
+      jsp.range)`, or of `jsp.input_max`, which serves weights of `smoothquant` too. Matrices of a
+      stack share the widest range.
+    weights: a regular expression for the names of the weights whose inputs are rounded. None: all
+      that meet a product, and every stored format must meet one, or a lookup.
 
   Returns:
     A function of the same arguments and result; `params` may hold formats.
 
   Raises:
-    ValueError: an unknown grid or granularity.
+    ValueError: an unknown grid or granularity, rows with `ranges`; in the call, where a weight that
+      was to be taken meets no product, or has no range, or one that does not fit.
 
   Example:
     >>> fn = quantize_activations(lambda params, x: x @ params['w'], 'int4')
     >>> fn({'w': jnp.eye(3)}, jnp.array([[7.0, 2.2, -3.4]])).tolist()
     [[7.0, 2.0, -3.0]]
+    >>> import jaxsparse as jsp
+    >>> fn, params = lambda params, x: x @ params['w'], {'w': jnp.eye(2)}
+    >>> ranges = jsp.calibrate(fn, params, [jnp.array([[-7.0, 1.0]])], jsp.range)
+    >>> quantize_activations(fn, 'int4', ranges=ranges)(params, jnp.array([[0.7, 9.0]])).tolist()
+    [[1.0, 7.0]]
   """
   grid = grids.grid(dtype)
   if granularity not in GRANULARITIES:
     raise ValueError(f'granularity is one of {", ".join(GRANULARITIES)}; got {granularity!r}.')
-
-  def hook(contraction, x, w):
-    if contraction.kind == 'gather' or not jnp.issubdtype(x.dtype, jnp.floating):
-      return contraction.compute(x, w), None
-    x, w = _smoothed(contraction, x, w)
-    axes = None if granularity == 'tensor' else within_row(contraction, x)
-    return contraction.compute(_quantize(x, grid, axes), w), None
-
-  watched = hooks.watching(apply_fn, hook, None)
+  if ranges is not None and granularity != 'tensor':
+    raise ValueError('ranges are of whole tensors; a scale for each row is dynamic: leave out one '
+                     'of ranges= and granularity=.')
+  pattern = None if weights is None else names.compile_pattern(weights)
 
   @functools.wraps(apply_fn)
   def call(params, *args, **kwargs):
-    return watched(params, *args, **kwargs)[0]
+    wanted, met = _wanted(params, pattern), set()
+
+    def hook(contraction, x, w):
+      name = contraction.name
+      if contraction.kind == 'gather' or not jnp.issubdtype(x.dtype, jnp.floating) or (
+          pattern is not None and not pattern.fullmatch(name)):
+        met.update([name] if pattern is None else [])
+        return contraction.compute(x, w), None
+      met.add(name)
+      rows = getattr(w, 'input_scale', None)
+      x, w = _smoothed(contraction, x, w)
+      if ranges is None:
+        axes = None if granularity == 'tensor' else within_row(contraction, x)
+        scale = _dynamic(x.astype(jnp.float32), grid, axes)
+      else:
+        scale = _static(name, ranges, grid, rows, getattr(w, 'input_scale', None) is rows)
+      return contraction.compute(_rounded(x, grid, scale), w), None
+
+    out = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)[0]
+    missed = sorted({*wanted, *(ranges or ())} - met) if pattern is None else sorted(wanted - met)
+    if missed:
+      raise ValueError(f'{", ".join(missed)}: no product took the weight, so that its inputs would '
+                       'stay float; multiply by it as it is, or leave it out of the ranges, the '
+                       'pattern or the compression.')
+    return out
 
   return call
+
+
+def _wanted(params, pattern) -> set[str]:
+  """Names of the weights that are to meet a product."""
+  leaves = names.named_leaves(params)[0]
+  if pattern is None:
+    return {leaf.name for leaf in leaves if formats.is_format(leaf.value)}
+  found = {leaf.name for leaf in leaves if pattern.fullmatch(leaf.name)
+           and (leaf.is_weight or formats.is_format(leaf.value))}
+  if not found:
+    raise ValueError(f'no weight matches {pattern.pattern!r}; there are '
+                     f'{", ".join(leaf.name for leaf in leaves)}.')
+  return found
+
+
+def _dynamic(values, grid, axes) -> scales.Scale:
+  low = values.min(axes, keepdims=True, initial=0.0)
+  high = values.max(axes, keepdims=True, initial=0.0)
+  return jax.lax.stop_gradient(scales.of_range(low, high, grid))
+
+
+def _static(name, ranges, grid, rows, untouched) -> scales.Scale:
+  """The scale of a calibrated range; `rows` are the row scales that inputs were divided by."""
+  if name not in ranges:
+    raise ValueError(f'{name}: it has no range; calibrate(apply_fn, params, batches, jsp.range) '
+                     'finds one for each weight of a product, or leave it out with weights=.')
+  found, rows = ranges[name], None if untouched else rows
+  if isinstance(found, observers.Range):
+    if rows is not None:
+      raise ValueError(f'{name}: smoothquant divides its inputs, whose range is then another; pass '
+                       'ranges=calibrate(apply_fn, params, batches, jsp.input_max).')
+    low, high = jnp.minimum(found.low, 0).min(), jnp.maximum(found.high, 0).max()
+    return scales.of_range(low, high, grid)
+  if rows is not None:
+    if found.shape[-1] != rows.shape[-2]:
+      raise ValueError(f'{name}: a largest input of shape {found.shape} does not fit row scales '
+                       f'{rows.shape}.')
+    found = found / rows[..., 0]
+  return scales.of_range(-found.max(), found.max(), grid)
 
 
 def _smoothed(contraction, x, w):
@@ -79,13 +155,10 @@ def _smoothed(contraction, x, w):
   return (x / scale).astype(x.dtype), dataclasses.replace(w, input_scale=None)
 
 
-def _quantize(x: jax.Array, grid: grids.Grid, axes) -> jax.Array:
-  values = x.astype(jnp.float32)
-  peak = jnp.abs(values).max(axes, keepdims=True, initial=0.0)
-  scale = peak * np.float32(1.0 / grid.limit)
-  scale = jax.lax.stop_gradient(jnp.where(scale >= np.finfo(np.float32).tiny, scale, 1.0))
-  rounded = grid.decode(grid.encode(values / scale)) * scale
-  return rounding.straight_through(x, rounded.astype(x.dtype))
+def _rounded(x: jax.Array, grid: grids.Grid, scale: scales.Scale) -> jax.Array:
+  codes = grid.encode(x.astype(jnp.float32) / scale.scale, scale.zero)
+  values = grid.decode(codes, scale.zero) * scale.scale
+  return rounding.straight_through(x, values.astype(x.dtype))
 
 
 def within_row(contraction, x):

@@ -10,62 +10,59 @@ import optax
 import pytest
 
 import jaxsparse as jsp
+from experiments import bootstrap
 from experiments import minilm
 from experiments import packaged
-from experiments import wordnet
+from experiments import sentence
+from experiments.benchmarks import quantized_sentences
 
-_LENGTH = 16
 
-
-def _calibration():
-  """Glosses without padding, `[8, 64, 16]`: those calibrated on, and as many others."""
+def _minilm():
+  """The float model and its calibration."""
   try:
-    glosses = [s.gloss for s in wordnet.load().train]
-    ids = minilm.tokenize(glosses[:6000], length=_LENGTH)
+    params = jax.tree.map(jnp.asarray, minilm.load())
+    return params, quantized_sentences.calibration(params)
   except packaged.MissingError as error:
     pytest.skip(str(error))
-  full = ids[(ids != 0).all(1)][:1024]
-  assert full.shape == (1024, _LENGTH)
-  return list(full[:512].reshape(8, 64, _LENGTH)), list(full[512:].reshape(8, 64, _LENGTH))
-
-
-def _errors(grams, dense, new):
-  """`|X (W' - W)|^2 / |X W|^2` of each layer, from X^T X."""
-  found = {}
-  for name, gram in grams.items():
-    layer, *rest = name.split('/')
-    w, v = (np.asarray(tree[layer][rest[0]][rest[1]], np.float64) for tree in (dense, new))
-    size = lambda m, gram=np.asarray(gram, np.float64): np.sum(m * (gram @ m))
-    found[name] = size(v - w) / size(w)
-  return found
 
 
 @pytest.mark.slow
 def test_layer_output_error_of_minilm_in_four_bits():
-  train, held_out = _calibration()
-  params = jax.tree.map(jnp.asarray, minilm.load())
-  kernels = lambda stats: {n: g for n, g in stats.items() if n.endswith('kernel')}
-  grams = kernels(jsp.calibrate(minilm.apply, params, train, jsp.gram))
-  others = kernels(jsp.calibrate(minilm.apply, params, held_out, jsp.gram))
-  float_out = jax.jit(minilm.apply)(params, held_out[0])
+  params, seen = _minilm()
+  ids = seen.batches[0]
+  float_out = jax.jit(minilm.apply)(params, ids)
   table = {}
   for text in ("quantize('int4', group=64)", "quantize('int4', group=64, scale='mse')",
                "quantize('uint4', group=64)", "quantize('uint4', group=64, scale='hqq')",
                "awq('int4', group=64)", "gptq('int4', group=64)",
                "gptq('int4', group=64, act_order=False)", "gptq('uint4', group=64)"):
     transform = jsp.at('layer_.*/kernel', jsp.parse(text))
-    latents, state = transform.init(params, stats=grams)
+    latents, state = transform.init(params, stats=seen.grams)
     new = transform.apply(latents, state)
-    out = jax.jit(minilm.apply)(new, held_out[0])
+    out = jax.jit(minilm.apply)(new, ids)
     packed = transform.pack(latents, state)
     size = sum(jsp.nbytes(packed[f'layer_{n}']) for n in range(minilm.LAYERS))
-    table[text] = [np.mean([*_errors(g, params, new).values()]) for g in (grams, others)]
+    table[text] = [np.mean([*quantized_sentences.errors(g, params, new).values()])
+                   for g in (seen.grams, seen.others)]
     print(f'{text:42} error {table[text][0]:.5f}, on other text {table[text][1]:.5f}, '
           f'cosine {float((out * float_out).sum(-1).mean()):.5f}, layers {size} bytes', flush=True)
   nearest = table["quantize('int4', group=64)"]
   for place in range(2):
     assert table["gptq('int4', group=64)"][place] <= 0.6 * nearest[place]
     assert table["awq('int4', group=64)"][place] < nearest[place]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('label', ['w8a8-zeros', 'smooth-static'])
+def test_eight_bits_keep_the_figure_of_minilm(label):
+  params, seen = _minilm()
+  recipe = next(r for r in quantized_sentences.RECIPES if r.label == label)
+  packed, _ = quantized_sentences.compressed(recipe, params, seen)
+  run = quantized_sentences.forward(recipe, seen)
+  hits = [sentence.hits(f, p, 2000) for f, p in ((run, packed), (jax.jit(minilm.apply), params))]
+  low, high = bootstrap.paired(*hits)
+  print(f'{label}: {100 * (hits[0].mean() - hits[1].mean()):+.2f} points, [{low}, {high}]')
+  assert hits[0].mean() - hits[1].mean() >= -0.005 and high >= 0
 
 
 def _digits():

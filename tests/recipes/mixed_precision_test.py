@@ -44,6 +44,23 @@ class KnapsackTest(absltest.TestCase):
       self.assertLen(rows, len(table))
       self.assertEqual(jsp.spell(jsp.parse(found.recipe)), found.recipe)
 
+  def test_operations_are_a_budget_too(self):
+    target = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)
+    params = {'a': target, 'b': 3 * target}
+    loss = lambda p, _: jnp.square(p['a'] - target).sum() + jnp.square(p['b'] - 3 * target).sum()
+    costs = jsp.scheme_costs(loss, params, [0], ('nm(2, 4)', "quantize('int4')", 'identity()'),
+                             rows={'a': 5})
+    self.assertEqual([c.flops for c in costs['a']], [160, 320, 320])
+    self.assertEqual([c.flops for c in costs['b']], [32, 64, 64])
+    for budget in (192, 224, 352, 384):
+      every = [(sum(c.flops for c in pick), sum(c.rise for c in pick))
+               for pick in itertools.product(*costs.values())]
+      found = jsp.allocate(costs, flops=budget)
+      self.assertLessEqual(found.flops, budget)
+      self.assertAlmostEqual(found.rise, min(r for f, r in every if f <= budget), places=5)
+    with self.assertRaisesRegex(ValueError, 'the least is 192 operations'):
+      jsp.allocate(costs, flops=191)
+
   def test_many_weights_are_quick(self):
     rng = np.random.default_rng(0)
     costs = {f'layer_{n}/kernel': [jsp.Choice(text, size * 2 ** (n % 3), float(rng.random()) / size)
