@@ -48,20 +48,18 @@ def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array
     uint8 codes, of the shape of `x` for 8 bits, two to a byte along its first axis for 4; and
     float32 scales `[ceil(n / extent), ...]`, one axis for each of `x`.
   """
-  blocks, axes, _ = _split(x.astype(jnp.float32), geometry(x.shape, block))
-  low = blocks.min(axes, keepdims=True)
-  high = blocks.max(axes, keepdims=True)
+  extent = geometry(x.shape, block)
+  blocks, axes = _split(x.astype(jnp.float32), extent)
+  low, high = _range(blocks, axes, extent)
   peak = jnp.maximum(high, -low)
   signs = low < 0
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
   levels = jnp.where(signs, half, full)
   # Of a block, so that an entry costs a product and a root; bounded, so that it is finite.
   inverse = levels * levels / jnp.maximum(peak, 1e-30)
-  magnitude = jnp.round(jnp.sqrt(jnp.abs(blocks) * inverse))
-  magnitude = jnp.clip(magnitude, (blocks != 0).astype(jnp.float32), levels)
-  offset = jnp.where(signs, half + 1, 0.0)
-  codes = (jnp.where(blocks < 0, -magnitude, magnitude) + offset).astype(jnp.uint8)
-  codes = _joined(codes, x.shape)
+  magnitude = jnp.sqrt(jnp.maximum(jnp.abs(blocks * inverse), 1.0))
+  signed = jnp.where(blocks == 0, 0.0, jnp.where(blocks < 0, -magnitude, magnitude))
+  codes = _joined(_byte(signed + jnp.where(signs, half + 1, 0.0)), x.shape)
   scale = jnp.where(signs, peak, -peak).reshape(blocks.shape[0::2])
   return (_packed(codes) if bits == 4 else codes), scale
 
@@ -71,24 +69,42 @@ def decode(codes: jax.Array, scale: jax.Array, shape: tuple[int, ...], *, bits: 
            block: int) -> jax.Array:
   """The float32 array of `shape` that was encoded."""
   codes = _unpacked(codes, shape[0]) if bits == 4 else codes
-  blocks, _, _ = _split(codes, geometry(shape, block))
+  blocks, _ = _split(codes, geometry(shape, block))
   scale = scale.reshape([n for pair in zip(scale.shape, [1] * scale.ndim) for n in pair])
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
-  signs = ~(scale < 0)
-  offset = jnp.where(signs, half + 1, 0.0)
-  levels = jnp.where(signs, half, full)
-  signed = blocks.astype(jnp.float32) - jnp.where(scale == 0, 0.0, offset)
-  step = jnp.abs(scale) * (1 / (levels * levels))
+  signs = scale > 0   # a block of zeros has the scale zero, and no sign
+  signed = blocks.astype(jnp.float32) - jnp.where(signs, half + 1, 0.0)
+  step = jnp.abs(scale) * jnp.where(signs, np.float32(1 / half**2), np.float32(1 / full**2))
   return _joined(signed * jnp.abs(signed) * step, shape)
 
 
+def _range(blocks, axes, extent):
+  """The least and the greatest of each block, with axes of size 1."""
+  if extent[-1] == 1 or math.prod(extent) > extent[-1]:
+    return blocks.min(axes, keepdims=True), blocks.max(axes, keepdims=True)
+  # Both in one pass, into which XLA:CPU fuses what makes the values: it writes the operand of a
+  # plain minimum or maximum out. Across rows that pass would read a column at a time.
+  both = lambda a, b: (jax.lax.min(a[0], b[0]), jax.lax.max(a[1], b[1]))
+  found = jax.lax.reduce((blocks, blocks), (np.float32(np.inf), np.float32(-np.inf)), both, axes)
+  return tuple(jnp.expand_dims(x, axes) for x in found)
+
+
+def _byte(x):
+  """float32 in [0, 255] rounded half to even, as uint8: the last bits of `x + 2^23`.
+
+  XLA:CPU vectorizes it, and a cast, which must clip, not.
+  """
+  bits = jax.lax.bitcast_convert_type(x + np.float32(2.0**23), jnp.uint32)
+  return bits.astype(jnp.uint8)
+
+
 def _split(x, extent):
-  """`x` with each axis as (blocks, inside), padded with zeros; the inner axes; and the padding."""
+  """`x` with each axis as (blocks, inside), padded with zeros; and the inner axes."""
   padding = [(0, -n % b) for n, b in zip(x.shape, extent)]
   if any(p for _, p in padding):
     x = jnp.pad(x, padding)
   shape = [m for n, b in zip(x.shape, extent) for m in (n // b, b)]
-  return x.reshape(shape), tuple(range(1, len(shape), 2)), padding
+  return x.reshape(shape), tuple(range(1, len(shape), 2))
 
 
 def _joined(blocks, shape):
@@ -106,5 +122,6 @@ def _packed(codes):
 
 
 def _unpacked(codes, size):
-  pairs = jnp.stack([codes & np.uint8(15), codes >> np.uint8(4)], 1)
+  shifts = np.array([0, 4], np.uint8).reshape(1, 2, *[1] * (codes.ndim - 1))
+  pairs = (jnp.expand_dims(codes, 1) >> shifts) & np.uint8(15)
   return pairs.reshape(-1, *codes.shape[1:])[:size]

@@ -118,10 +118,11 @@ def stochastic(x: jax.Array, seed) -> jax.Array:
     >>> abs(float(stochastic(x, 0).astype(jnp.float32).mean()) - (1.0 + 1 / 512)) < 2e-4
     True
   """
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-  low = np.uint32(0xFFFF)
-  moved = (bits + (noise(x.shape, seed) & low)) & ~low
-  # The exponent of infinity and NaN, which a carry would change.
-  special = (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-  moved = jax.lax.bitcast_convert_type(jnp.where(special, bits, moved), jnp.float32)
-  return moved.astype(jnp.bfloat16)
+  x = x.astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  moved = bits + (noise(x.shape, seed) & np.uint32(0xFFFF))
+  # A carry would change the exponent of infinity and NaN, and the cut the NaN of few bits.
+  quiet = jnp.where(jnp.isnan(x), bits | np.uint32(0x400000), bits)
+  kept = jnp.where(jnp.isfinite(x), moved, quiet) >> np.uint32(16)
+  # Cut by hand: a cast would round once more.
+  return jax.lax.bitcast_convert_type(kept.astype(jnp.uint16), jnp.bfloat16)
