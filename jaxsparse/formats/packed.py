@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.numerics import packing
 
@@ -39,7 +40,9 @@ class PackedInts:
     codes = packing.unpack(self.data, self.bits, self.rows)
     if not self.signed:
       return codes
-    return (codes.astype(jnp.int16) - 2 ** (self.bits - 1)).astype(jnp.int8)
+    if self.bits == 8:   # the offset is the sign bit
+      return jax.lax.bitcast_convert_type(codes ^ np.uint8(128), jnp.int8)
+    return codes.astype(jnp.int8) - np.int8(2 ** (self.bits - 1))
 
 
 def unpacked(values):

@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import packed
+from jaxsparse.kernels import chunked_matmul
 from jaxsparse.numerics import axes
 from jaxsparse.numerics import grids
+from jaxsparse.numerics import packing
 from jaxsparse.numerics import scales
 
 
@@ -151,9 +153,21 @@ class QArray(formats.Format):
       x = x / jnp.swapaxes(self.input_scale, -1, -2).astype(x.dtype)
     if formats.is_format(self.codes):
       out = self.codes.astype(dtype).matmul(x.astype(dtype))
+    elif x.ndim == 2 and chunked_matmul.worthwhile(x.shape[0], self.layout.matrix_shape):
+      out = self._in_chunks(x.astype(dtype))
     else:
       out = x @ self.grid.decode(self.codes.unpack()).astype(dtype)
     return out * self.scale_values.astype(dtype)
+
+  def _in_chunks(self, x):
+    codes = self.codes
+    per_row = 8 // packing.width(codes.bits)
+
+    def decode(data):
+      part = dataclasses.replace(codes, data=data, rows=data.shape[0] * per_row)
+      return self.grid.decode(part.unpack()).astype(x.dtype)
+
+    return chunked_matmul.chunked_matmul(x, codes.data, decode, per_row=per_row)
 
   def multiply_adds(self, rows):
     dense = super().multiply_adds(rows)

@@ -1,4 +1,4 @@
-"""Fake quantization of activations, where they meet a weight."""
+"""Quantization of activations, where they meet a weight."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxsparse.core import names
 from jaxsparse.formats import format as formats
+from jaxsparse.formats import integer_product
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import rounding
 from jaxsparse.numerics import scales
@@ -27,9 +28,10 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
 
   Scales are dynamic, `s = max |x| / limit`, or static, of calibrated `ranges`; then `x <- s
   clip(round(x / s))`, with a straight-through gradient. Inputs of a weight that `smoothquant`
-  stored are divided by its row scales first. Lookups are left alone; so are products of two
-  activations. Nothing stays float unnoticed: a weight that was to be taken and met no product,
-  because something else was done to it first, is an error.
+  stored are divided by its row scales first. A weight packed with integer codes and one scale a
+  column or matrix is multiplied as integers, int8 x int8 -> int32, from two rows on. Lookups are
+  left alone; so are products of two activations. Nothing stays float unnoticed: a weight that was
+  to be taken and met no product, because something else was done to it first, is an error.
 
   Args:
     apply_fn: called as `apply_fn(params, *args, **kwargs)`.
@@ -85,6 +87,10 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
         scale = _dynamic(x.astype(jnp.float32), grid, axes)
       else:
         scale = _static(name, ranges, grid, rows, getattr(w, 'input_scale', None) is rows)
+      if (contraction.kind == 'dot' and integer_product.contracts_integers(w, grid)
+          and contraction.takes(w)):
+        step = scale.scale if granularity == 'tensor' else None
+        return contraction.compute(x, integer_product.IntegerProduct(w, step, grid)), None
       return contraction.compute(_rounded(x, grid, scale), w), None
 
     out = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)[0]

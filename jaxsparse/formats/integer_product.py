@@ -1,0 +1,76 @@
+"""A quantized weight whose product contracts integers: activations are rounded on the way in.
+
+Jacob et al., "Quantization and Training of Neural Networks" (arXiv:1712.05877), section 2.2:
+`x_hat w_hat = (s_x s_w) (q_x q_w)` with 32-bit sums of 8-bit codes. XLA has a product of int8 on
+every backend; on CPUs it beats that of float32 from two rows on.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.formats import format as formats
+from jaxsparse.formats import packed
+from jaxsparse.formats import quantized
+from jaxsparse.numerics import grids
+from jaxsparse.numerics import rounding
+from jaxsparse.numerics import scales
+
+_LONGEST = 2**31 // 128**2 - 1   # products of int8 that an int32 holds
+
+
+def contracts_integers(w, grid: grids.Grid) -> bool:
+  """Whether `IntegerProduct` takes the weight `w` and activations on `grid`."""
+  plain = isinstance(w, quantized.QArray) and isinstance(w.codes, packed.PackedInts)
+  plain = plain and w.group is None and w.zero is None and w.factor is None
+  plain = plain and w.input_scale is None and w.grid.is_integer and grid.is_integer
+  return plain and not grid.zero_point and w.layout.matrix_shape[-2] <= _LONGEST
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['stored', 'step'],
+                   meta_fields=['grid'])
+@dataclasses.dataclass(frozen=True)
+class IntegerProduct(formats.Format):
+  """`stored`, whose `matmul` rounds its input to `grid` and contracts codes.
+
+  Gradients are those of the product of floats, straight through the rounding. A row that holds NaN,
+  or with steps of its own an infinity, gives NaN.
+
+  Attributes:
+    stored: a `QArray` that `contracts_integers`.
+    step: float32, one number: what a code of the activations is worth; None to take, for each row,
+      the least that clips nothing.
+    grid: of the activations.
+  """
+
+  stored: quantized.QArray
+  step: jax.Array | None
+  grid: grids.Grid
+
+  @property
+  def layout(self):
+    """That of the stored weight."""
+    return self.stored.layout
+
+  def dense_matrix(self):
+    return self.stored.dense_matrix()
+
+  def matmul(self, x):
+    values = jax.lax.stop_gradient(x.astype(jnp.float32))
+    if self.step is None:
+      peak = jnp.abs(values).max(-1, keepdims=True, initial=0.0)
+      step = scales.of_range(-peak, peak, self.grid).scale
+      step = jnp.where(jnp.isfinite(peak), step, jnp.nan)
+    else:
+      step = jnp.where(jnp.isnan(values).any(-1, keepdims=True), jnp.nan, self.step.reshape(()))
+    codes = self.grid.encode(values / step)
+    fake = rounding.straight_through(x, (self.grid.decode(codes) * step).astype(x.dtype))
+    # Compiled only where gradients, or a lone row, ask for it.
+    floats = self.stored.matmul(fake)
+    if x.shape[-2] < 2:
+      return floats
+    sums = jnp.matmul(codes, self.stored.codes.unpack(), preferred_element_type=jnp.int32)
+    out = sums.astype(jnp.float32) * (step * self.stored.scale_values)
+    return rounding.straight_through(floats, out.astype(floats.dtype))
