@@ -26,6 +26,12 @@ class RoundingTest(parameterized.TestCase):
     self.assertEqual(to_x.dtype, x.dtype)
     self.assertEqual((to_x.tolist(), to_q.tolist()), ([2.0, 3.0], [0.0, 0.0]))
 
+  def test_nan_and_infinity_stay_when_rounded_by_chance(self):
+    bits = np.array([0x7f800001, 0xff80ffff, 0x7fc00000, 0x7f800000, 0xff800000], np.uint32)
+    for seed in range(8):
+      out = np.asarray(rounding.stochastic(jnp.asarray(bits.view(np.float32)), seed), np.float32)
+      np.testing.assert_array_equal(out, [np.nan, np.nan, np.nan, np.inf, -np.inf])
+
   def test_through_transformations(self):
     run = jax.jit(jax.vmap(jax.grad(lambda x: 3 * rounding.straight_through(x, jnp.round(x)))))
     self.assertEqual(run(jnp.asarray([0.2, 0.7])).tolist(), [3.0, 3.0])
