@@ -97,6 +97,29 @@ class Format(abc.ABC):
     return dataclasses.replace(self, layout=self.layout.drop_leading(), **inner)
 
 
+class Wrapper(Format):
+  """A format that multiplies by another one in its own way. Interface only."""
+
+  stored: Format
+
+  @property
+  def layout(self) -> axes.Layout:
+    """That of the stored weight."""
+    return self.stored.layout
+
+  def dense_matrix(self):
+    return self.stored.dense_matrix()
+
+  def multiply_adds(self, rows):
+    return self.stored.multiply_adds(rows)
+
+  def astype(self, dtype):
+    return dataclasses.replace(self, stored=self.stored.astype(dtype))
+
+  def drop_leading(self):
+    return dataclasses.replace(self, stored=self.stored.drop_leading())
+
+
 class SparseFormat(Format):
   """A format that keeps some entries of the matrix; the others are zero. Interface only."""
 

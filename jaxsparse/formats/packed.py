@@ -40,9 +40,8 @@ class PackedInts:
     codes = packing.unpack(self.data, self.bits, self.rows)
     if not self.signed:
       return codes
-    if self.bits == 8:   # the offset is the sign bit
-      return jax.lax.bitcast_convert_type(codes ^ np.uint8(128), jnp.int8)
-    return codes.astype(jnp.int8) - np.int8(2 ** (self.bits - 1))
+    # Below zero a byte wraps, to what int8 reads as the code.
+    return jax.lax.bitcast_convert_type(codes - np.uint8(2 ** (self.bits - 1)), jnp.int8)
 
 
 def unpacked(values):

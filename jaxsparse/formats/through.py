@@ -11,7 +11,7 @@ from jaxsparse.formats import format as formats
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['stored'], meta_fields=['way'])
 @dataclasses.dataclass(frozen=True)
-class Through(formats.Format):
+class Through(formats.Wrapper):
   """`stored`, whose `matmul` is `stored.matmuls()[way]`.
 
   Attributes:
@@ -22,22 +22,5 @@ class Through(formats.Format):
   stored: Any
   way: str
 
-  @property
-  def layout(self):
-    """That of the stored weight."""
-    return self.stored.layout
-
-  def dense_matrix(self):
-    return self.stored.dense_matrix()
-
   def matmul(self, x):
     return self.stored.matmuls()[self.way](x)
-
-  def multiply_adds(self, rows):
-    return self.stored.multiply_adds(rows)
-
-  def astype(self, dtype):
-    return dataclasses.replace(self, stored=self.stored.astype(dtype))
-
-  def drop_leading(self):
-    return dataclasses.replace(self, stored=self.stored.drop_leading())

@@ -1,8 +1,8 @@
 """A product with a stored weight that is decoded a few rows at a time.
 
 XLA:CPU fuses nothing into a product's operand, so `x @ decode(codes)` writes the whole float weight
-out at every call: at 4096 x 4096 that takes eight times as long as the product of one row with a
-float weight. A scan over chunks of the reduction keeps what is decoded in the cache.
+out at every call, which takes longer than a product of few rows. A scan over chunks of the
+reduction keeps what is decoded in the cache.
 """
 
 from typing import Callable
@@ -10,7 +10,7 @@ from typing import Callable
 import jax
 import jax.numpy as jnp
 
-ROWS = 128   # of a chunk: 64 kB of float32 for 128 outputs; 64 and 256 were slower at 4096 x 4096
+ROWS = 128   # of a chunk: 64 kB of float32 for 128 outputs
 _FEW = 32    # rows of x up to which reading the weight, not multiplying, takes the time
 _LARGE = 2**18   # entries of a weight that is not worth a loop below
 

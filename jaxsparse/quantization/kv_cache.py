@@ -72,12 +72,7 @@ def quantize_cache(x: jax.Array, dtype: str = 'int8', *, group: int | None = Non
   if scheme.granularity == 'block' or x.ndim < 3:
     raise ValueError('a cache is [..., tokens, heads, width], with scales for whole vectors or '
                      f'groups of their entries; got shape {x.shape} and {scheme.granularity}.')
-  columns = x[..., None]
-  fitted = scheme.fit(columns)
-  codes = scales.encode(columns, fitted, scheme.grid, scheme.group)
-  return QuantizedCache(
-      packed.PackedInts.pack(codes, scheme.grid.bits, signed=scheme.grid.low < 0), fitted, scheme,
-      jnp.dtype(x.dtype))
+  return _stored(x, scheme, jnp.dtype(x.dtype))
 
 
 def append_to_cache(cache: QuantizedCache, x: jax.Array, position: jax.Array | int,
@@ -97,16 +92,18 @@ def append_to_cache(cache: QuantizedCache, x: jax.Array, position: jax.Array | i
   if x.ndim != len(cache.shape) or of_tokens(x.shape) != of_tokens(cache.shape) or (
       x.shape[-3] > cache.shape[-3]):
     raise ValueError(f'tokens of shape {x.shape} do not fit a cache of {cache.shape}.')
-  scheme = cache.scheme
+  put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+      old, new, position, axis=len(cache.shape) - 3)
+  return jax.tree.map(put, cache, _stored(x, cache.scheme, cache.dtype))
+
+
+def _stored(x, scheme, dtype) -> QuantizedCache:
   columns = x[..., None]
   fitted = scheme.fit(columns)
   codes = scales.encode(columns, fitted, scheme.grid, scheme.group)
-  new = packed.PackedInts.pack(codes, scheme.grid.bits, signed=scheme.grid.low < 0)
-  put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-      old, new, position, axis=len(cache.shape) - 3)
-  return dataclasses.replace(
-      cache, codes=dataclasses.replace(cache.codes, data=put(cache.codes.data, new.data)),
-      scale=jax.tree.map(put, cache.scale, fitted))
+  return QuantizedCache(
+      packed.PackedInts.pack(codes, scheme.grid.bits, signed=scheme.grid.low < 0), fitted, scheme,
+      dtype)
 
 
 def read_cache(cache: QuantizedCache) -> jax.Array:

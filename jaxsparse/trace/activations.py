@@ -80,17 +80,18 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
         met.update([name] if pattern is None else [])
         return contraction.compute(x, w), None
       met.add(name)
-      rows = getattr(w, 'input_scale', None)
-      x, w = _smoothed(contraction, x, w)
+      x, w, rows = _smoothed(contraction, x, w)
+      integers = (contraction.kind == 'dot' and integer_product.contracts_integers(w, grid)
+                  and contraction.takes(w))
+      if integers and granularity == 'row':
+        return contraction.compute(x, integer_product.IntegerProduct(w, None, grid)), None
       if ranges is None:
         axes = None if granularity == 'tensor' else within_row(contraction, x)
         scale = _dynamic(x.astype(jnp.float32), grid, axes)
       else:
-        scale = _static(name, ranges, grid, rows, getattr(w, 'input_scale', None) is rows)
-      if (contraction.kind == 'dot' and integer_product.contracts_integers(w, grid)
-          and contraction.takes(w)):
-        step = scale.scale if granularity == 'tensor' else None
-        return contraction.compute(x, integer_product.IntegerProduct(w, step, grid)), None
+        scale = _static(name, ranges, grid, rows)
+      if integers:
+        return contraction.compute(x, integer_product.IntegerProduct(w, scale.scale, grid)), None
       return contraction.compute(_rounded(x, grid, scale), w), None
 
     out = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)[0]
@@ -123,12 +124,12 @@ def _dynamic(values, grid, axes) -> scales.Scale:
   return jax.lax.stop_gradient(scales.of_range(low, high, grid))
 
 
-def _static(name, ranges, grid, rows, untouched) -> scales.Scale:
-  """The scale of a calibrated range; `rows` are the row scales that inputs were divided by."""
+def _static(name, ranges, grid, rows) -> scales.Scale:
+  """The scale of a calibrated range; `rows` are what inputs were divided by, or None."""
   if name not in ranges:
     raise ValueError(f'{name}: it has no range; calibrate(apply_fn, params, batches, jsp.range) '
                      'finds one for each weight of a product, or leave it out with weights=.')
-  found, rows = ranges[name], None if untouched else rows
+  found = ranges[name]
   if isinstance(found, observers.Range):
     if rows is not None:
       raise ValueError(f'{name}: smoothquant divides its inputs, whose range is then another; pass '
@@ -144,13 +145,16 @@ def _static(name, ranges, grid, rows, untouched) -> scales.Scale:
 
 
 def _smoothed(contraction, x, w):
-  """`x` divided by the row scales a stored weight was multiplied by, and the weight without."""
+  """`x` divided by the row scales a stored weight was multiplied by, the weight without, and them.
+
+  What is left as it is comes back with None.
+  """
   rows = getattr(w, 'input_scale', None)
   if rows is None or contraction.kind != 'dot' or not contraction.takes(w):
-    return x, w
+    return x, w, None
   numbers, shared = products.weight_on_the_right(contraction, w)
   if shared:
-    return x, w
+    return x, w, None
   layout = w.layout
   (x_contracted, w_contracted), (x_batch, w_batch) = numbers
   partner = dict(zip((*w_contracted, *w_batch), (*x_contracted, *x_batch)))
@@ -158,7 +162,7 @@ def _smoothed(contraction, x, w):
   places = [partner[a] for a in natural]
   scale = rows.reshape([layout.shape[a] for a in natural]).transpose(np.argsort(places))
   scale = scale.reshape([x.shape[a] if a in places else 1 for a in range(x.ndim)])
-  return (x / scale).astype(x.dtype), dataclasses.replace(w, input_scale=None)
+  return (x / scale).astype(x.dtype), dataclasses.replace(w, input_scale=None), rows
 
 
 def _rounded(x: jax.Array, grid: grids.Grid, scale: scales.Scale) -> jax.Array:
