@@ -18,12 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.core import calibration
-from jaxsparse.core import names
-from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.formats import quantized
+from jaxsparse.quantization import frozen
 from jaxsparse.quantization import scheme as schemes
 
 _STRETCH, _SHIFT = 1.2, -0.1   # zeta - gamma and gamma of the paper
@@ -65,23 +62,11 @@ def adaround(dtype: str = 'int4', *, granularity: str | None = None, group: int 
   scheme = schemes.scheme(dtype, granularity, group, scale)
   schemes.check_learned('adaround', scheme, steps, rate)
 
-  def init(w, *, stats, layout):
-    found = scheme.fit(w.astype(jnp.float32))
+  def find(x, gram, scale):
+    codes = _solve(x, gram, scale, rate, grid=scheme.grid, group=scheme.group, steps=steps)
+    return schemes.values(codes, scale, scheme), codes, None
 
-    def compress(x, gram):
-      fixed = schemes.by_column(found, w.shape[-1], x)
-      codes = _solve(x, gram, fixed, rate, grid=scheme.grid, group=scheme.group, steps=steps)
-      return schemes.values(codes, fixed, scheme), codes
-
-    _, codes = calibration.by_group(compress, w, calibration.gram_of(stats, layout),
-                                    layout.matrix_shape[-1])
-    return names.Frozen(), quantized.QArray.of_codes(
-        codes, found, layout.astype(w.dtype), scheme.grid, scheme.group)
-
-  story = parametrization.Parametrization(
-      init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)
-  return parametrization.leafwise(story, spec=transforms.Spec(
-      spelling, restructures=True, needs=frozenset(['stats'])))
+  return frozen.from_gram(scheme, spelling, find)
 
 
 # Compiled by shape: weights of one shape in many layers share a program.

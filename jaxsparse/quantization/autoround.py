@@ -17,14 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.core import calibration
-from jaxsparse.core import names
-from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.formats import quantized
 from jaxsparse.numerics import rounding
 from jaxsparse.numerics import scales
+from jaxsparse.quantization import frozen
 from jaxsparse.quantization import scheme as schemes
 
 
@@ -60,30 +57,18 @@ def autoround(dtype: str = 'int4', *, granularity: str | None = None, group: int
   """
   spelling = spell.call(autoround, locals())
   scheme = schemes.scheme(dtype, granularity, group, scale)
-  schemes.check_learned('autoround', scheme, steps, 1 / steps if rate is None else rate)
+  schemes.check_learned('autoround', scheme, steps, 1.0 if rate is None else rate)
   if scheme.granularity == 'tensor' or scheme.rule in ('power_of_two', 'two_level'):
     raise ValueError('autoround learns the range of each channel or group in float32; got '
                      f'{scheme.granularity} and {scheme.rule}.')
 
-  def init(w, *, stats, layout):
-    found = scheme.fit(w.astype(jnp.float32))
+  def find(x, gram, scale):
+    codes, shrink = _solve(x, gram, scale, 1 / steps if rate is None else rate, grid=scheme.grid,
+                           group=scheme.group, steps=steps)
+    new = scale._replace(scale=scale.scale * shrink)
+    return schemes.values(codes, new, scheme), codes, new
 
-    def compress(x, gram):
-      fixed = schemes.by_column(found, w.shape[-1], x)
-      codes, shrink = _solve(x, gram, fixed, 1 / steps if rate is None else rate,
-                             grid=scheme.grid, group=scheme.group, steps=steps)
-      fitted = fixed._replace(scale=fixed.scale * shrink)
-      return schemes.values(codes, fitted, scheme), codes, fitted.scale
-
-    _, codes, size = calibration.by_group(compress, w, calibration.gram_of(stats, layout),
-                                          layout.matrix_shape[-1])
-    return names.Frozen(), quantized.QArray.of_codes(
-        codes, scales.Scale(size, found.zero), layout.astype(w.dtype), scheme.grid, scheme.group)
-
-  story = parametrization.Parametrization(
-      init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)
-  return parametrization.leafwise(story, spec=transforms.Spec(
-      spelling, restructures=True, needs=frozenset(['stats'])))
+  return frozen.from_gram(scheme, spelling, find)
 
 
 # Compiled by shape: weights of one shape in many layers share a program.

@@ -19,11 +19,11 @@ import numpy as np
 
 from jaxsparse.core import calibration
 from jaxsparse.core import names
-from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.formats import quantized
 from jaxsparse.numerics import scales
+from jaxsparse.quantization import frozen
 from jaxsparse.quantization import row_scales
 from jaxsparse.quantization import scheme as schemes
 
@@ -69,10 +69,7 @@ def awq(dtype: str = 'int4', *, granularity: str | None = None, group: Any = Non
     return names.Frozen(), quantized.QArray.of_codes(
         codes, fitted, layout.astype(w.dtype), scheme.grid, scheme.group, rows)
 
-  story = parametrization.Parametrization(
-      init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)
-  return parametrization.leafwise(story, spec=transforms.Spec(
-      spelling, restructures=True, needs=frozenset(['stats'])))
+  return frozen.from_statistics(init, spelling)
 
 
 @functools.partial(jax.jit, static_argnames='scheme')

@@ -20,13 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.core import calibration
-from jaxsparse.core import names
-from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
-from jaxsparse.formats import quantized
 from jaxsparse.numerics import linalg
 from jaxsparse.numerics import scales
+from jaxsparse.quantization import frozen
 from jaxsparse.quantization import scheme as schemes
 
 _BLOCK = 128    # rows between updates of the rest of the matrix; no result depends on it
@@ -73,29 +71,11 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
   static = act_order or scheme.granularity != 'group' or (
       scheme.rule in ('power_of_two', 'two_level'))
 
-  def init(w, *, stats, layout):
-    x = w.astype(jnp.float32)
-    found = scheme.fit(x) if static else None
+  def find(x, gram, scale):
+    values, codes, steps, zeros = solve(x, gram, scale, damping, scheme=scheme, act_order=act_order)
+    return values, codes, None if static else scales.Scale(steps, zeros)
 
-    def compress(x, gram):
-      fixed = found
-      if fixed is not None:
-        # By column, also where columns belong to several Grams.
-        fixed = schemes.by_column(found, w.shape[-1], x)
-      values, codes, steps, zeros = solve(x, gram, fixed, damping, scheme=scheme,
-                                          act_order=act_order)
-      return values, codes, steps, zeros
-
-    _, codes, steps, zeros = calibration.by_group(
-        compress, w, calibration.gram_of(stats, layout), layout.matrix_shape[-1])
-    fitted = found if static else scales.Scale(steps, zeros)
-    return names.Frozen(), quantized.QArray.of_codes(
-        codes, fitted, layout.astype(w.dtype), scheme.grid, scheme.group)
-
-  story = parametrization.Parametrization(
-      init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)
-  return parametrization.leafwise(story, spec=transforms.Spec(
-      spelling, restructures=True, needs=frozenset(['stats'])))
+  return frozen.from_gram(scheme, spelling, find, fits=static)
 
 
 # Compiled by shape: weights of one shape in many layers share a program.

@@ -87,6 +87,7 @@ class LearnedRoundingTest(parameterized.TestCase):
         (lambda: jsp.adaround('nf4'), 'learns the rounding of integers; got nf4'),
         (lambda: jsp.adaround('int4', group=(2, 2)), 'got block'),
         (lambda: jsp.adaround('int4', steps=0), 'steps must be a positive integer'),
+        (lambda: jsp.autoround('int4', steps=0), 'steps must be a positive integer'),
         (lambda: jsp.autoround('int4', rate=-1.0), 'rate must be a positive number'),
         (lambda: jsp.autoround('int8', granularity='tensor'), 'each channel or group'),
         (lambda: jsp.autoround('mxint8'), 'power_of_two'),
