@@ -6,8 +6,8 @@ Each recipe quantizes the 36 matrices of MiniLM's layers (10.6 million weights),
 glosses that no figure is over. The figure is that of `experiments.sentence`, R@1 over 2,000
 WordNet concepts, with the 95 % interval of a paired bootstrap of its difference to the float
 model. The error is the mean over the matrices of |X (W' - W)|^2 / |X W|^2 on 512 other glosses.
-Bytes are those of the matrices as packed, scales included; the float ones take 42,467,328.
-Needs: make models; apt-get install wordnet-base. About half an hour on one core.
+Bytes are those of the matrices as packed, scales included.
+Needs: make models; apt-get install wordnet-base.
 """
 
 import re
@@ -78,7 +78,7 @@ class Calibration(NamedTuple):
   grams: dict
   peaks: dict
   ranges: dict
-  others: dict   # Grams of 512 other glosses
+  others: dict  # Grams of 512 other glosses
 
 
 def calibration(params: Any) -> Calibration:
@@ -134,11 +134,15 @@ def compressed(recipe: Recipe, params: Any, seen: Calibration) -> tuple[Any, int
     stats = seen.peaks if text.startswith('smoothquant') else seen.grams
     latents, state = transform.init(params, stats=stats)
   packed = transform.pack(latents, state)
-  size = 0
-  for n in range(minilm.LAYERS):
-    size += sum(jsp.nbytes(part['kernel']) for part in packed[f'layer_{n}'].values()
-                if 'kernel' in part)
-  return packed, size
+  return packed, matrix_bytes(packed)
+
+
+def matrix_bytes(params: Any) -> int:
+  """Bytes of the matrices of all layers, stored or dense."""
+  layers = [params[f'layer_{n}'] for n in range(minilm.LAYERS)]
+  return sum(
+    jsp.nbytes(part['kernel']) for layer in layers for part in layer.values() if 'kernel' in part
+  )
 
 
 def forward(recipe: Recipe, seen: Calibration):
@@ -160,14 +164,18 @@ def main(concepts: int = 2000, *labels: str) -> None:
   """Prints the table, row by row."""
   unknown = {*labels} - {r.label for r in RECIPES}
   if unknown:
-    raise ValueError(f'{", ".join(sorted(unknown))}: no such recipe; there are '
-                     f'{", ".join(r.label for r in RECIPES)}.')
+    raise ValueError(
+      f'{", ".join(sorted(unknown))}: no such recipe; there are '
+      f'{", ".join(r.label for r in RECIPES)}.'
+    )
   params = jax.tree.map(jnp.asarray, minilm.load())
-  seen = calibration(params)
+  seen, whole = calibration(params), matrix_bytes(params)
   dense = sentence.hits(_float, params, concepts)
-  print(f'float32: R@1 {dense.mean():.4f} over {concepts} concepts')
-  print(f'{"recipe":17} {"weights":42} {"inputs":12} {"bytes":>9} {"share":>6} {"error":>8} '
-        f'{"R@1":>6} difference [95 %], points')
+  print(f'float32: R@1 {dense.mean():.4f} over {concepts} concepts, {whole:,} bytes')
+  print(
+    f'{"recipe":17} {"weights":42} {"inputs":12} {"bytes":>9} {"share":>6} {"error":>8} '
+    f'{"R@1":>6} difference [95 %], points'
+  )
   for recipe in RECIPES:
     if labels and recipe.label not in labels:
       continue
@@ -179,9 +187,12 @@ def main(concepts: int = 2000, *labels: str) -> None:
     hits = sentence.hits(forward(recipe, seen), given, concepts)
     low, high = bootstrap.paired(hits, dense)
     points = 100 * (hits.mean() - dense.mean())
-    print(f'{recipe.label:17} {recipe.weights:42} {recipe.activations or "float":12} {size:9,} '
-          f'{size / 42467328:6.3f} {error:8.5f} {hits.mean():6.4f} {points:+.2f} '
-          f'[{100 * low:+.2f}, {100 * high:+.2f}]', flush=True)
+    print(
+      f'{recipe.label:17} {recipe.weights:42} {recipe.activations or "float":12} {size:9,} '
+      f'{size / whole:6.3f} {error:8.5f} {hits.mean():6.4f} {points:+.2f} '
+      f'[{100 * low:+.2f}, {100 * high:+.2f}]',
+      flush=True,
+    )
 
 
 if __name__ == '__main__':
