@@ -15,14 +15,15 @@ from jaxsparse.formats.format import nbytes
 from jaxsparse.formats.format import take
 from jaxsparse.formats.low_rank import LowRankArray
 from jaxsparse.formats.native import NativeArray
-from jaxsparse.formats.native import prepare
 from jaxsparse.formats.nm import NMArray
 from jaxsparse.formats.packed import PackedInts
+from jaxsparse.formats.prepare import prepare
 from jaxsparse.formats.quantized import QArray
 from jaxsparse.formats.quantized import QuantizedScale
+from jaxsparse.formats.tpu import TPUArray
 
 __all__ = [
     'AdaptersArray', 'BitmaskArray', 'BlockArray', 'CodebookArray', 'Cost', 'Format',
-    'LowRankArray', 'NMArray', 'NativeArray', 'PackedInts', 'QArray', 'QuantizedScale', 'can_dot',
-    'convolve', 'densify', 'dot', 'is_format', 'nbytes', 'prepare', 'take',
+    'LowRankArray', 'NMArray', 'NativeArray', 'PackedInts', 'QArray', 'QuantizedScale', 'TPUArray',
+    'can_dot', 'convolve', 'densify', 'dot', 'is_format', 'nbytes', 'prepare', 'take',
 ]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import packed
 from jaxsparse.formats import quantized
+from jaxsparse.formats import tpu
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import rounding
 from jaxsparse.numerics import scales
@@ -24,10 +25,13 @@ _LONGEST = 2**31 // 128**2 - 1   # products of int8 that an int32 holds
 
 def contracts_integers(w, grid: grids.Grid) -> bool:
   """Whether `IntegerProduct` takes the weight `w` and activations on `grid`."""
-  plain = isinstance(w, quantized.QArray) and isinstance(w.codes, packed.PackedInts)
-  plain = plain and w.group is None and w.zero is None and w.factor is None
-  plain = plain and w.input_scale is None and w.grid.is_integer and grid.is_integer
-  return plain and not grid.zero_point and w.layout.matrix_shape[-2] <= _LONGEST
+  if isinstance(w, tpu.TPUArray):
+    plain = w.scale.shape[-2] == 1
+  else:
+    plain = isinstance(w, quantized.QArray) and isinstance(w.codes, packed.PackedInts)
+    plain = plain and w.group is None and w.zero is None and w.factor is None and w.grid.is_integer
+  return (plain and w.input_scale is None and grid.is_integer and not grid.zero_point
+          and w.layout.matrix_shape[-2] <= _LONGEST)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['stored', 'step'],
@@ -40,13 +44,13 @@ class IntegerProduct(formats.Wrapper):
   or with steps of its own an infinity, gives NaN.
 
   Attributes:
-    stored: a `QArray` that `contracts_integers`.
+    stored: a `QArray` or `TPUArray` that `contracts_integers`.
     step: float32, one number: what a code of the activations is worth; None to take, for each row,
       the least that clips nothing.
     grid: of the activations.
   """
 
-  stored: quantized.QArray
+  stored: quantized.QArray | tpu.TPUArray
   step: jax.Array | None
   grid: grids.Grid
 
@@ -64,6 +68,7 @@ class IntegerProduct(formats.Wrapper):
     floats = self.stored.matmul(fake)
     if x.shape[-2] < 2:
       return floats
-    sums = jnp.matmul(codes, self.stored.codes.unpack(), preferred_element_type=jnp.int32)
+    weights = packed.unpacked(self.stored.codes).astype(jnp.int8)
+    sums = jnp.matmul(codes, weights, preferred_element_type=jnp.int32)
     out = sums.astype(jnp.float32) * (step * self.stored.scale_values)
     return rounding.straight_through(floats, out.astype(floats.dtype))

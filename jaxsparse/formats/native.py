@@ -1,8 +1,4 @@
-"""Weights laid out for the native CPU kernels, made when a packed model is loaded.
-
-What is best for a file is not what a kernel reads fastest. `prepare` rewrites packed weights once,
-for the machine in front of you; the layouts are the same on every machine.
-"""
+"""Weights laid out for the native CPU kernels: the same layouts on every machine; see `prepare`."""
 
 import dataclasses
 import functools
@@ -19,7 +15,6 @@ from jaxsparse.formats import packed
 from jaxsparse.formats import quantized
 from jaxsparse.kernels.native import activations
 from jaxsparse.kernels.native import columns
-from jaxsparse.kernels.native import library
 from jaxsparse.kernels.native import nibbles
 from jaxsparse.kernels.native import tiles
 from jaxsparse.kernels.native import vectors
@@ -156,46 +151,8 @@ def _stacked(pack, *arrays):
   return jax.tree.map(joined, *every)
 
 
-def prepare(params: Any) -> Any:
-  """Lays packed weights out for the kernels of this machine, once, when a model is loaded.
-
-  On CPUs with the native library (see `jaxsparse.backends`) these become a `NativeArray`:
-
-  - sparse float32 weights, as vectors of 16 to 64 outputs where their zeros come so, else, up to a
-    density of 0.38, in compressed columns;
-  - integers of up to eight bits with a scale for each output or matrix, by tiles of 4 x 16 where
-    many of those are zero. **Activations are then rounded to eight bits too**, each row by its
-    largest magnitude: an error like that of the weights' own rounding;
-  - integers of up to four bits, in groups of a multiple of 8 rows: likewise.
-
-  All else, and everything without the library, is returned as it is. Sizes are read from the
-  values of sparse weights, so call it outside `jit`.
-
-  Args:
-    params: a tree with packed weights in it.
-
-  Returns:
-    The tree for `dispatch`, of the same weights.
-
-  Raises:
-    TracedMaskError: a ValueError; a sparse weight is traced.
-
-  Example:
-    >>> import jaxsparse as jsp
-    >>> transform = jsp.quantize('int4', group=32)
-    >>> stored = transform.pack(*transform.init({'w': jnp.ones((64, 32))}))
-    >>> prepared = jsp.prepare(stored)
-    >>> y = jsp.dispatch(lambda p, x: x @ p['w'])(prepared, jnp.ones((1, 64)))
-    >>> bool(jnp.allclose(y, 64.0))
-    True
-  """
-  if not library.available() or jax.default_backend() != 'cpu':
-    return params
-  return jax.tree.map(lambda x: _prepared(x) if formats.is_format(x) else x, params,
-                      is_leaf=formats.is_format)
-
-
-def _prepared(stored):
+def laid_out(stored: formats.Format) -> formats.Format:
+  """The weight as a `NativeArray`, or as it is where no kernel takes it: see `prepare`."""
   if isinstance(stored, quantized.QArray):
     return _prepared_quantized(stored)
   if isinstance(stored, formats.SparseFormat):
@@ -245,4 +202,3 @@ def _prepared_sparse(stored):
   if kept.mean() <= _COLUMNS_BELOW:
     return NativeArray.of_columns(matrix, stored.layout)
   return stored
-

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+import jaxsparse as jsp
 from jaxsparse.kernels import grouped_matmul
 from jaxsparse.kernels import quantized_matmul
 
@@ -27,7 +28,7 @@ def of_chip(name):
              for shape, dtype in shapes]
     return jax.jit(run).lower(*given).compile()
 
-  return {'grouped': grouped(build), 'quantized': quantized(build)}
+  return {'grouped': grouped(build), 'quantized': quantized(build), 'packed models': models(build)}
 
 
 def grouped(build):
@@ -55,14 +56,36 @@ def quantized(build):
       ('int4 in groups', jnp.int4, k // 128, {'backend': 'pallas_tpu'})):
     run = lambda x, c, s, how=how: quantized_matmul.quantized_matmul(x, c, s, **how)
     one = build(run, ((rows, k), dtype), ((k, n), codes), ((groups, n), jnp.float32))
-    memory, text = one.memory_analysis(), one.as_text()
-    others = rows * k * 2 + groups * n * 4
-    found[name] = {
-        'codes_of_bfloat16': (memory.argument_size_in_bytes - others) / (2 * k * n),
-        'temporaries': memory.temp_size_in_bytes,
-        'integer': bool(re.search(r's32\S* convolution\(', text)),
-        'kernels': text.count('custom_call_target="tpu_custom_call"')}
+    found[name] = _figures(one, rows, k, n, groups)
   return found
+
+
+def models(build):
+  """The same products, of a layer that is packed, prepared and dispatched."""
+  rows, k, n, dtype = 8, 2048, 2048, jnp.bfloat16
+  layer = lambda params, x: x @ params['kernel']
+  found = {}
+  for name, transform, groups, run in (
+      ('int8', jsp.quantize('int8'), 1, jsp.dispatch(layer)),
+      ('int4', jsp.quantize('int4'), 1, jsp.dispatch(layer)),
+      ('int8 x int8', jsp.quantize('int8'), 1, jsp.quantize_activations(layer, 'int8')),
+      ('int4 in groups', jsp.quantize('int4', group=128), k // 128, jsp.dispatch(layer))):
+    packed = transform.pack(*transform.init({'kernel': jnp.ones((k, n), dtype)}))
+    leaves, structure = jax.tree.flatten(jsp.prepare(packed, 'tpu'))
+    one = build(lambda x, *leaves, run=run, structure=structure: run(
+        jax.tree.unflatten(structure, leaves), x),
+                ((rows, k), dtype), *((leaf.shape, leaf.dtype) for leaf in leaves))
+    found[name] = _figures(one, rows, k, n, groups)
+  return found
+
+
+def _figures(one, rows, k, n, groups):
+  memory, text = one.memory_analysis(), one.as_text()
+  others = rows * k * 2 + groups * n * 4
+  return {'codes_of_bfloat16': (memory.argument_size_in_bytes - others) / (2 * k * n),
+          'temporaries': memory.temp_size_in_bytes,
+          'integer': bool(re.search(r's32\S* convolution\(', text)),
+          'kernels': text.count('custom_call_target="tpu_custom_call"')}
 
 
 if __name__ == '__main__':
