@@ -21,8 +21,9 @@ def chain(*stages: Transform) -> Transform:
   `init` runs right to left, as the inverse of a composition, so the first stage's latents are
   what is stored. A stage that leaves no weight to transform (`nf4`, `clustered`) is initialized
   last, on what the stages to its left make of the weight, and takes the weight over: those keep
-  their state and act no more. `nm(2, 4) | lora(16)` prunes the factors, `lora(16, base=nm(2, 4))`
-  the base. `update` pulls `grads` back, so each stage gets the gradient at its own output.
+  their state and act no more, though codes of a pruned weight are stored in its sparse form.
+  `nm(2, 4) | lora(16)` prunes the factors, `lora(16, base=nm(2, 4))` the base. `update` pulls
+  `grads` back, so each stage gets the gradient at its own output.
 
   Args:
     *stages: transforms; chains are flattened and identities dropped.
@@ -60,9 +61,12 @@ def chain(*stages: Transform) -> Transform:
       grads = None if pull is None else pull(grads)
     return tuple(reversed(new))
 
+  def pack(params, state):
+    return _stored_as_pruned(parts, state, _fold(parts, 'pack')(params, state))
+
   spelling = spell.Call('|', parts, ())
   following = staging.of_parts(parts, lambda others: chain(*others), only_first=True)
-  return Transform(init, _fold(parts, 'apply'), update, _fold(parts, 'pack'),
+  return Transform(init, _fold(parts, 'apply'), update, pack,
                    _joined(parts, spelling, following))
 
 
@@ -103,6 +107,26 @@ def _supersede(state, closed):
   owner = lambda key: key in closed or any(key.startswith(c + ':') for c in closed)
   entries = tuple((k, e._replace(superseded=True) if owner(k) else e) for k, e in state.entries)
   return dataclasses.replace(state, entries=entries)
+
+
+def _stored_as_pruned(parts, states, stored):
+  """Weights that a stage took over, in the sparse form of the stage that had pruned them."""
+  for part, state in zip(parts, states):
+    entries = state.entries if _is_weights_state(state) else ()
+    closed = {key: e._replace(superseded=False) for key, e in entries if e.superseded}
+    leaves, rebuild = names.named_leaves(stored, stop=set(closed))
+    held = {leaf.key: leaf.value for leaf in leaves
+            if leaf.key in closed and formats.is_format(leaf.value)}
+    if not held:
+      continue
+    dense = rebuild([held[leaf.key].todense() if leaf.key in held else leaf.value
+                     for leaf in leaves])
+    again = dataclasses.replace(state, entries=tuple((k, closed[k]) for k in held))
+    pruned, _ = names.named_leaves(part.pack(dense, again), stop=set(held))
+    forms = {leaf.key: leaf.value for leaf in pruned if leaf.key in held}
+    stored = rebuild([held[leaf.key].stored_as(forms[leaf.key]) if leaf.key in held else leaf.value
+                      for leaf in leaves])
+  return stored
 
 
 def at(pattern: str, transform: Transform) -> Transform:

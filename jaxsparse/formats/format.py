@@ -87,6 +87,11 @@ class Format(abc.ABC):
     """The same storage, read as another floating dtype."""
     return dataclasses.replace(self, layout=self.layout.astype(dtype))
 
+  def stored_as(self, sparse: Any) -> 'Format':
+    """The same weight with what it stores in the form of `sparse`, where that is smaller."""
+    del sparse
+    return self
+
   def drop_leading(self) -> 'Format':
     """Adjusts the static layout after every array was sliced along a leading batch axis.
 

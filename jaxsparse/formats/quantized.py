@@ -128,6 +128,18 @@ class QArray(formats.Format):
     stored = packed.PackedInts.pack(codes, grid.bits, signed=grid.low < 0)
     return cls(stored, scale.scale, layout, grid, group, scale.zero, scale.factor, input_scale)
 
+  def stored_as(self, sparse):
+    codes = self.codes
+    if (not isinstance(sparse, formats.SparseFormat) or formats.is_format(codes)
+        or self.grid.zero_code != 0 or isinstance(codes.data, jax.core.Tracer)):
+      return self
+    matrix = codes.unpack()
+    found = sparse.map_values(lambda m: matrix).with_bits(self.grid.bits)
+    smaller = formats.nbytes(found) < formats.nbytes(codes)
+    # What took the weight over may have put something where there were zeros.
+    whole = smaller and bool((found.dense_matrix() == matrix).all())
+    return dataclasses.replace(self, codes=found) if whole else self
+
   def _code_matrix(self):
     if formats.is_format(self.codes):
       return self.codes.dense_matrix()

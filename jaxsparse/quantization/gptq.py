@@ -37,7 +37,7 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
 
   `init` needs `stats=calibrate(apply_fn, params, batches, gram)`; `one_shot(gptq(...), apply_fn,
   params, batches)` takes those of each layer from the layers that are rounded already. Arithmetic
-  is float32.
+  is float32. Zeros stay zeros, so `chain(sparsegpt(...), gptq(...))` stays as sparse as it was.
 
   Args:
     dtype: a grid; one with zero points ('uint4') is asymmetric.
@@ -121,6 +121,7 @@ def _matrix(w, gram, scale, *, scheme, damping, rows=None):
   upper = linalg.inverse_cholesky(gram, damping)
   # Rows that pad the last block are zeros, and change nothing.
   w = jnp.pad(w, ((0, extra), (0, 0)))
+  kept = w != 0   # what was pruned stays so, and the weights that come after make up for it
   upper = jnp.pad(upper, (0, extra)) + jnp.diag((place >= total).astype(jnp.float32))
   refit = functools.partial(_refit, group=group, total=total, scheme=scheme)
   fitted = scale
@@ -151,7 +152,8 @@ def _matrix(w, gram, scale, *, scheme, damping, rows=None):
       # What the rows before it left; the errors of those from i on are zero still.
       left = jnp.einsum('k,ko->o', square[:, i], errors, precision='highest')
       row = jax.lax.dynamic_index_in_dim(part, i) - left[None]
-      code = scales.encode(row, steps, scheme.grid)
+      code = scales.encode(jnp.where(jax.lax.dynamic_index_in_dim(kept, start + i), row, 0), steps,
+                           scheme.grid)
       value = scales.decode(code, steps, scheme.grid)
       error = (row - value) / square[i, i]
       put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new[0], i, 0)

@@ -19,6 +19,8 @@ _CASES = {
   'int8 in one group': (jsp.quantize('int8', group=128), jnp.int8, 'xla'),
 }
 
+_SPARSE_INT8 = jsp.chain(jsp.nm(2, 4), jsp.quantize('int8'))
+
 
 def _packed(transform, shape=(70, 24), dtype=jnp.float32):
   w = jax.random.normal(jax.random.key(0), shape, dtype)
@@ -65,7 +67,7 @@ def test_the_rest_stays_as_it_is():
     'nm': _packed(jsp.nm(2, 4), (64, 24))['kernel'],
     'asymmetric': _packed(jsp.quantize('uint8'))['kernel'],
     'nf4': _packed(jsp.nf4())['kernel'],
-    'sparse integers': _packed(jsp.chain(jsp.nm(2, 4), jsp.fake_quantize('int8')), (64, 24))['kernel'],
+    'sparse integers': _packed(_SPARSE_INT8, (64, 24))['kernel'],
   }
   ready = jsp.prepare(others, 'tpu')
   for name, weight in others.items():

@@ -40,7 +40,7 @@ def oracle(w, hessian, *, bits=4, unsigned=False, group=None, act_order=False, d
       step, zero = static[row // group]
     elif i % group == 0:
       step, zero = scale_of(work[i:i + group], bits, unsigned)
-    out[row] = rounded(work[i], step, zero, bits, unsigned)
+    out[row] = rounded(np.where(w[row], work[i], 0), step, zero, bits, unsigned)
     work[i + 1:] -= np.outer(upper[i, i + 1:], (work[i] - out[row]) / upper[i, i])
   return out
 
@@ -83,6 +83,19 @@ class GptqTest(parameterized.TestCase):
       self.assertGreater((np.abs(out - expected) < 1e-4).mean(), 0.95)
       plain = nearest.apply(*nearest.init({'kernel': w}))['kernel']
       self.assertLess(loss(out, w, hessian), 0.7 * loss(plain, w, hessian))
+
+  @parameterized.parameters((None, True), (16, False))
+  def test_what_was_pruned_stays_so(self, group, act_order):
+    w, hessian = sample()
+    prune, rounding = jsp.nm(2, 4), jsp.gptq('int4', group=group, act_order=act_order)
+    out, packed = run(jsp.chain(prune, rounding), w, hessian)
+    pruned = np.asarray(prune.apply(*prune.init({'kernel': w}))['kernel'])
+    expected = oracle(pruned, hessian, group=group, act_order=act_order)
+    self.assertLessEqual(loss(out, pruned, hessian), 1.02 * loss(expected, pruned, hessian))
+    self.assertFalse(out[pruned == 0].any())
+    # Half the codes of four bits, and two bits each for their places.
+    self.assertIsInstance(packed.codes, jsp.formats.NMArray)
+    self.assertEqual(packed.nbytes, 48 * 12 * 3 // 8 + packed.scale.nbytes)
 
   @parameterized.parameters((300, 150, False), (300, 100, True), (270, 64, False), (5, 64, False))
   @pytest.mark.sampled(2)

@@ -181,6 +181,22 @@ class SchemesTest(parameterized.TestCase):
       self.assertEqual(type(packed.codes).__name__,
                        'PackedInts' if dtype in ('binary', 'uint4') else 'NMArray')
 
+  @parameterized.parameters(
+      (jsp.nm(2, 4), 'int8', jsp.formats.NMArray), (jsp.magnitude(0.8), 'int4', None),
+      (jsp.magnitude(0.8), 'ternary', None), (jsp.magnitude(0.1), 'int8', jsp.formats.PackedInts),
+      (jsp.nm(2, 4), 'uint8', jsp.formats.PackedInts))
+  def test_what_was_pruned_first_is_stored_sparse(self, prune, dtype, form):
+    params = {'kernel': jax.random.normal(jax.random.key(0), (64, 24)), 'bias': jnp.ones(24)}
+    dense = jsp.quantize(dtype)
+    transform = jsp.chain(prune, dense)
+    latents, state = transform.init(params)
+    packed = transform.pack(latents, state)
+    self.assertIsInstance(packed['kernel'].codes, form or jsp.formats.BitmaskArray)
+    np.testing.assert_array_equal(packed['kernel'].todense(),
+                                  transform.apply(latents, state)['kernel'])
+    whole = dense.pack(*dense.init(params))['kernel'].nbytes
+    self.assertEqual(packed['kernel'].nbytes < whole, form is not jsp.formats.PackedInts)
+
   @parameterized.parameters(np.nan, np.inf)
   def test_not_finite_is_an_error_that_names_the_weight(self, value):
     for text in ("quantize('float8_e4m3')", "quantize('uint4')", "fake_quantize('mxfp8')"):
