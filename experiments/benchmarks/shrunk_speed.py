@@ -6,7 +6,8 @@ built small, and the dense one. Time is CPU time of all threads; rounds interlea
 medians over rounds.
 
 Command: python -m experiments.benchmarks.shrunk_speed
-Peer: the model built at that size. Limit: 1.15; the dense model is there for comparison.
+Peer: the model built at that size. Limits: 1.15 of it; the CNN at batch 8 at most 0.4 of the dense
+model, which is 2.5 times as fast.
 """
 
 import statistics
@@ -104,7 +105,8 @@ def compare(name, build, x):
 
 def main():
   """Prints three lines a model."""
-  compare('cnn', Cnn, jax.random.normal(jax.random.key(1), (32, 16, 16, 3)))
+  for batch in (8, 32):
+    compare(f'cnn, batch {batch}', Cnn, jax.random.normal(jax.random.key(1), (batch, 16, 16, 3)))
   compare('transformer', Transformer, jax.random.normal(jax.random.key(1), (16, 32, 64)))
 
 
