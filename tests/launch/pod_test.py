@@ -73,7 +73,7 @@ def run(*words, **environment):
   return subprocess.run(
     [sys.executable, '-m', 'launch.pod', *words],
     cwd=_ROOT,
-    env={**os.environ, **environment},
+    env={**os.environ, 'XLA_FLAGS': '', **environment},  # libtpu refuses flags of CPUs
     capture_output=True,
     text=True,
     timeout=1200,
