@@ -5,15 +5,23 @@ is whole: profiling, looks at the spectrum, SVD and the second compilation count
 of all threads of the process, so it can be taken beside other work. Prints a markdown table, means
 over seeds with the standard error of the paired difference to dense, then the claims.
 
+`profile` compares the leading layers that Cuttlefish's profile keeps whole with timing every
+choice, and `products` times factors of a quarter of the rank, forward and backward, over the whole
+weight.
+
 Command: python -m experiments.benchmarks.cuttlefish vision digits-mlp 5
          python -m experiments.benchmarks.cuttlefish language '' 1
+         python -m experiments.benchmarks.cuttlefish profile vision digits-mlp
+         python -m experiments.benchmarks.cuttlefish products
 Peer: fixed ranks, tuned by hand. Limit: FLOPs at the ranks found.
 Paper: Wang et al., "Cuttlefish" (arXiv:2305.02538): 5.6 times smaller, 1.2 times faster.
 """
 
+import functools
 import importlib
 import itertools
 import pathlib
+import re
 import statistics
 import sys
 import tempfile
@@ -24,10 +32,14 @@ from typing import Any, NamedTuple
 import jax
 
 import jaxsparse as jsp
+from jaxsparse.lowrank import stable_rank
+from jaxsparse.lowrank.cuttlefish import slow_start
+from jaxsparse.trace import timing
 from launch.runs import loop
 from launch.runs import overlay
+from launch.runs import stages
 
-FIXED = (0.25, 0.125)
+FIXED = (0.5, 0.25, 0.125)
 CUTTLEFISH = 'cuttlefish()'
 
 
@@ -36,6 +48,7 @@ class Run(NamedTuple):
 
   Attributes:
     accuracy: on held-out data, a fraction.
+    loss: on held-out data, in the task's own unit.
     parameters: trained numbers at the end.
     compressed: those of the weights that the experiment's pattern names.
     seconds: CPU time from fresh weights to the last step.
@@ -49,6 +62,7 @@ class Run(NamedTuple):
   """
 
   accuracy: float
+  loss: float
   parameters: int
   compressed: int
   seconds: float
@@ -131,9 +145,10 @@ def measure(module: Any, config: Any, spelled: str) -> Run:
   whole, is_weight = jax.tree.structure(jax.eval_shape(task.init)), iter(named)
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   parts = [(size(part), next(is_weight)) for part in whole.flatten_up_to(ts.params)]
-  packed = runner.program.transform.pack(ts.params, ts.state)
+  scores = task.evaluate(runner.program.transform.pack(ts.params, ts.state))
   return Run(
-    accuracy=task.evaluate(packed)['accuracy'],
+    accuracy=scores['accuracy'],
+    loss=scores['bits_per_byte'] if 'bits_per_byte' in scores else scores['loss'],
     parameters=size(ts.params),
     compressed=sum(n for n, kind in parts if kind == 'yes'),
     seconds=marks[task.steps] - started,
@@ -170,6 +185,7 @@ def paired(values: Sequence[float], dense: Sequence[float]) -> tuple[float, floa
 def table(runs: dict[str, list[Run | None]]) -> str:
   """Returns the markdown table; the first transform is dense, and None a run that diverged."""
   head = ['transform', 'parameters', 'compressed weights', 'accuracy, %', 'difference ± s.e.',
+          'loss',
           'switch', 'CPU s', 'ms a step after', 'looks, %', 'profile, s']  # fmt: skip
   lines, dense = [head, ['---'] * len(head)], next(iter(runs.values()))
   mean = lambda found, pick: statistics.fmean(map(pick, found))
@@ -186,6 +202,7 @@ def table(runs: dict[str, list[Run | None]]) -> str:
       f'{mean(found, lambda r: r.compressed):,.0f}',
       f'{100 * mean(found, lambda r: r.accuracy):.2f}',
       f'{difference:+.2f} ± {error:.2f}',
+      f'{mean(found, lambda r: r.loss):.4f}',
       ', '.join(switches) or '-',
       f'{mean(found, lambda r: r.seconds):.1f}',
       f'{1e3 * mean(found, lambda r: r.step_seconds):.1f}',
@@ -207,6 +224,7 @@ def claims(runs: dict[str, list[Run]], steps: int) -> dict[str, tuple[float, str
     'parameters, times fewer': (ratio(lambda r: r.parameters), '>= 2.5 on images'),
     'compressed weights, times fewer': (ratio(lambda r: r.compressed), '>= 1.3 on language'),
     'accuracy, points': (difference, '>= -0.5'),
+    'held-out loss over dense': (1 / ratio(lambda r: r.loss), '<= 1.01 on language'),
     'CPU time of the run, times less': (ratio(lambda r: r.seconds), '>= 1.15'),
     'CPU time of a step after, times less': (ratio(lambda r: r.step_seconds), '>= 1.3'),
     'latest switch, share of the run': (max(switches) / steps, '<= 0.5'),
@@ -247,10 +265,73 @@ def compare(experiment: str, size: str, seeds: int, say: Callable[[str], None]) 
   return '\n'.join([table(runs), '', *lines])
 
 
+def profiled(experiment: str, size: str, ratio: float = 0.25, least: float = 1.5) -> str:
+  """Returns which leading layers the profile keeps whole, beside a timing of every choice.
+
+  A choice keeps the first k of the layers that may be factored whole and the others at `ratio` of
+  their rank. Exhaustive are the median of five timings of each layer, and a whole forward and
+  backward pass of each choice.
+  """
+  module = importlib.import_module(f'experiments.{experiment}')
+  task = module.build(module.get_config(size))
+  weights, batch = jax.eval_shape(task.init), task.batch(0)
+  loss = lambda params, batch, key: task.loss(params, batch, key)[0]
+  named, order = jsp.label({task.weights: 'yes', '.*': 'no'})(weights), stages.order(task, weights)
+  matched = {name for name, kind in _named(named) if kind == 'yes'}
+  layers = [n for n in order[1:-1] if n in matched and not re.fullmatch(stable_rank.KEPT, n)]
+  measure = lambda **more: jsp.factor_speedups(
+    loss, weights, batch, jax.random.key(0), ratio=ratio, names=layers, **more
+  )
+  leading = lambda found: len(slow_start(layers, found, least))
+  once, often = measure(until=least), [measure() for _ in range(5)]
+  often = {name: statistics.median(found[name] for found in often) for name in layers}
+  step = jax.jit(jax.value_and_grad(jsp.dispatch(loss)))
+  axes = jsp.axes_of(task.apply, weights, task.inputs)
+  runs = {'dense': functools.partial(step, task.init(), batch, jax.random.key(0))}
+  for kept in range(len(layers) + 1):
+    chosen = dict.fromkeys(layers[kept:], ratio)
+    transform = jsp.low_rank(chosen)
+    factors = jax.jit(lambda t=transform: t.pack(*t.init(task.init(), axes=axes)))
+    runs[str(kept)] = functools.partial(step, factors(), batch, jax.random.key(0))
+  times = timing.interleaved(runs)
+  shown = lambda found: ', '.join(f'{name} {x:.2f}' for name, x in found.items())
+  return '\n'.join([
+    f'- the profile, until a layer is {least} times faster: {shown(once)}; keeps {leading(once)}',
+    f'- medians of five timings of every layer: {shown(often)}; keep {leading(often)}',
+    *(f'- forward and backward, the first {kept} of {len(layers)} whole: '
+      f'{times[str(kept)][1]:.3f} of dense' for kept in range(len(layers) + 1)),
+  ])  # fmt: skip
+
+
+def _named(tree):
+  """`(name, leaf)` of each leaf."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield '/'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in path), leaf
+
+
+def products(widths: Sequence[int] = (1024, 2048), rows: Sequence[int] = (128, 512)) -> str:
+  """Returns the time of factors of a quarter of the rank over the whole weight's, both passes."""
+  lines = ['| width | rows | factored over dense (<= 0.6) |', '| --- | --- | --- |']
+  for width in widths:
+    for n in rows:
+      w, x = (jax.ShapeDtypeStruct(shape, 'float32') for shape in ((width, width), (n, width)))
+      found = jsp.factor_speedups(lambda p, x: x @ p['w'], {'w': w}, x)
+      lines.append(f'| {width} | {n} | {1 / found["w"]:.3f} |')
+  return '\n'.join(lines)
+
+
 def main():
-  """Prints the table and the claims of an experiment's size."""
+  """Prints what was asked for."""
+  match sys.argv[1:]:
+    case ['products']:
+      print(products())
+      return
+    case ['profile', experiment, size]:
+      print(profiled(experiment, size))
+      return
   if len(sys.argv) != 4:
-    raise SystemExit('Usage: python -m experiments.benchmarks.cuttlefish EXPERIMENT SIZE SEEDS')
+    raise SystemExit('Usage: python -m experiments.benchmarks.cuttlefish EXPERIMENT SIZE SEEDS, '
+                     'profile EXPERIMENT SIZE, or products')  # fmt: skip
   print(compare(sys.argv[1], sys.argv[2], int(sys.argv[3]), lambda line: print(line, flush=True)))
 
 

@@ -101,28 +101,30 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     gap = every or _gap(course.epoch, int(end), max(earliest, 2))
     if notes['done'] or course.count == 0 or course.count % gap:
       return stages.Turn(notes)
-    seen = stable_rank.stable_ranks(state, params)
+    # A layer that stays whole in any case need not have settled, nor be looked at.
+    looked = _candidates(state, course) or None
+    seen = stable_rank.stable_ranks(state, params, only=looked)
     notes = notes | {'history': [*notes['history'], [course.count, _plain(seen)]]}
-    # A layer that stays whole in any case need not have settled.
-    moving = _candidates(state, course) or [*seen]
-    history = [stable_rank.StableRanks({name: values[name] for name in moving}, full=seen.full,
+    history = [stable_rank.StableRanks({name: values[name] for name in seen}, full=seen.full,
                                        initial=seen.initial, count=count)
                for count, values in notes['history']]
     settled = stable_rank.ranks_settled(history, **rule)
     if not settled and course.count + gap <= end:
       return stages.Turn(notes)
-    chosen, report = _choose(params, state, course, notes['speedups'] or {}, [*seen])
+    chosen, report = _choose(params, state, course, notes['speedups'] or {}, looked)
     report = {'look': len(history), 'settled': settled, 'capped': not settled} | report
     notes = notes | {'done': True}
     if not chosen:
       return stages.Turn(notes, report=report)
     return stages.Turn(notes, low_rank(chosen, normalize=normalize), warmup * gap, rate, report)
 
-  def _choose(params, state, course, speedups, watched):
+  def _choose(params, state, course, speedups, looked):
     share = accumulated
     if share is None:
-      share = 0.8 if stable_rank.attends(course.order or watched) else 0.0
-    wanted = stable_rank.wanted_ranks(state, params=params, accumulated=share, scaled=scaled)
+      watched = course.order or stable_rank.stable_ranks(state)
+      share = 0.8 if stable_rank.attends(watched) else 0.0
+    wanted = stable_rank.wanted_ranks(state, params=params, accumulated=share, scaled=scaled,
+                                      only=looked)
     ranks = stable_rank.paying_ranks(wanted, multiple, keep)
     ends = _ends(course)
     slow = slow_start(_candidates(state, course), speedups, speedup)

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from jaxsparse.core import parametrization
 from jaxsparse.core import transform as transforms
-from jaxsparse.formats import format as formats
-from jaxsparse.formats import low_rank as low_rank_format
 from jaxsparse.lowrank import ranks
 from jaxsparse.lowrank.low_rank import LowRank  # the room's `low_rank` is the factory
+from jaxsparse.lowrank.low_rank import stored_product
 from jaxsparse.numerics import linalg
 
 
@@ -37,13 +36,12 @@ def lift(init: Callable, spelling: Any) -> transforms.Transform:
 
   A format that a stage to the left packed a factor to is stored as it is.
   """
-  def product(u, v, layout):
-    return low_rank_format.LowRankArray(u, v, layout.astype(u.dtype))
+  def apply(latents, state, *, layout):
+    return stored_product(latents, None, layout)
 
   def pack(latents, state, *, layout, stored):
-    return product(*(latents if stored is None or formats.is_format(stored) else stored), layout)
+    return stored_product(latents, stored, layout)
 
   return parametrization.leafwise(
-      parametrization.Parametrization(
-          init, lambda latents, state, *, layout: product(*latents, layout), pack=pack),
+      parametrization.Parametrization(init, apply, pack=pack),
       spec=transforms.Spec(spelling, restructures=True, needs=frozenset(['stats'])))

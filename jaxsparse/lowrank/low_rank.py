@@ -6,7 +6,7 @@ initialization"). A convolution is factored as Cuttlefish does (Wang et al., arX
 its matrix `[h w in, out]`, so a convolution into `rank` channels and a 1 x 1 one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
+from jaxsparse.formats import format as formats
 from jaxsparse.formats import low_rank as low_rank_format
 from jaxsparse.lowrank import ranks
 from jaxsparse.numerics import linalg
@@ -51,11 +52,16 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
   there. Where both sides of a matrix are larger than 2048 and its rank is at most a quarter, the
   SVD is randomized.
 
+  `fake_quantize('int8') | low_rank(64)` trains and packs factors in int8, which `dispatch`
+  multiplies by as they are; `low_rank(64) | fake_quantize('int8')` rounds their product, and packs
+  a whole weight.
+
   Args:
     rank: one rank for all (an int, cut to a weight's full rank), a fraction of each full rank (a
       float in (0, 1]), or a dict {weight name: rank} that selects the weights too; an empty one
       leaves every weight as it is. Matrices of a stack (layers, experts) share their rank.
-    normalize: trains `w = (u / |u|) scale v`, each column of `u` divided by its norm. It stands for
+    normalize: trains `w = (u / |u|) scale v`, each column of `u` divided by its norm (these are
+      packed as floats, whatever stands to the left). It stands for
       the batch normalization that Cuttlefish may put between the factors: for white inputs the two
       agree (Salimans and Kingma, arXiv:1602.07868, section 2), and this one stays a weight.
     multiple: ranks are rounded up to a multiple of it, as far as the full rank.
@@ -103,10 +109,21 @@ def low_rank(rank, *, normalize: bool = False, multiple: int = 1) -> transforms.
       u = u * (latents.scale / jnp.maximum(_norms(u), tiny).astype(u.dtype))
     return low_rank_format.LowRankArray(u, v, layout.astype(u.dtype))
 
-  p = parametrization.Parametrization(init, apply)
+  def pack(latents, state, *, layout, stored):
+    # Normalized columns of codes are no codes.
+    return apply(latents, state, layout=layout) if normalize else stored_product(
+        latents, stored, layout)
+
+  p = parametrization.Parametrization(init, apply, pack=pack)
   spec = transforms.Spec(spelling, restructures=True)
   lifted = parametrization.leafwise(p, spec=spec)
   return lifted if by_name is None else _only(by_name, lifted)
+
+
+def stored_product(latents: LowRank, stored: Any, layout: Any) -> low_rank_format.LowRankArray:
+  """The product as it is packed: factors that a stage to the left packed stay in their format."""
+  u, v = latents if stored is None or formats.is_format(stored) else stored
+  return low_rank_format.LowRankArray(u, v, layout.astype(u.dtype))
 
 
 def _norms(u):

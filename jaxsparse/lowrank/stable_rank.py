@@ -10,7 +10,7 @@ layers get a neighbour's scale.
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.core import names
-from jaxsparse.core import parametrization
 from jaxsparse.core import spelling as spell
 from jaxsparse.core import transform as transforms
 from jaxsparse.core import weights
@@ -81,20 +80,23 @@ def track_stable_rank(every: int | None = 100) -> transforms.Transform:
   spelling = spell.call(track_stable_rank, locals())
   check_every(every)
 
-  def init(w):
-    found = linalg.stable_rank(w)
-    return w, StableRank(found, found, jnp.zeros([], jnp.int32))
+  def init(matrices):
+    found = linalg.stable_ranks(matrices)
+    return matrices, {key: StableRank(x, x, jnp.zeros([], jnp.int32)) for key, x in found.items()}
 
-  def update(w, state, *, count, refresh):
-    measure = lambda: state._replace(current=linalg.stable_rank(w), count=count + 1)
+  def update(matrices, states, *, count, refresh):
+    def measure():
+      found = linalg.stable_ranks(matrices)
+      return {key: state._replace(current=found[key], count=count + 1)
+              for key, state in states.items()}
+
     if refresh is None:
-      return jax.lax.cond((count + 1) % every == 0, measure, lambda: state)
-    return measure() if refresh else state
+      return jax.lax.cond((count + 1) % every == 0, measure, lambda: states)
+    return measure() if refresh else states
 
   due = transforms.never if every is None else lambda count: (count + 1) % every == 0
-  return parametrization.leafwise(
-      parametrization.Parametrization(init, lambda w, state: w, update if every else None),
-      spec=transforms.Spec(spelling, due, projects=True, regrows=False))
+  return weights.treewise(init, lambda matrices, states: matrices, update if every else None,
+                          spec=transforms.Spec(spelling, due, projects=True, regrows=False))
 
 
 def check_every(every: int | None) -> None:
@@ -104,19 +106,22 @@ def check_every(every: int | None) -> None:
     raise ValueError(f'every must be a positive integer of steps or None, got {every!r}.')
 
 
-def stable_ranks(state: Any, params: Any = None) -> StableRanks:
+def stable_ranks(state: Any, params: Any = None, *,
+                 only: Collection[str] | None = None) -> StableRanks:
   """The stable ranks of the watched weights.
 
   Args:
     state: of `track_stable_rank`, alone or among other transforms.
     params: measures these now, in one compiled program that hands only numbers to the host; None
       reads what the last due update measured.
+    only: names of the watched weights to look at; None is all. Fewer shapes compile faster.
 
   Returns:
     `StableRanks`, a dict.
 
   Raises:
-    ValueError: the state watches no weight, or a watched weight is not among the params.
+    ValueError: the state watches no weight, not one of `only`, or a watched weight is not among the
+      params.
 
   Example:
     >>> import jaxsparse as jsp
@@ -124,7 +129,7 @@ def stable_ranks(state: Any, params: Any = None) -> StableRanks:
     >>> float(jsp.stable_ranks(state, {'kernel': jnp.diag(jnp.arange(4.0))})['kernel'].round(4))
     1.5556
   """
-  found = _watched(state)
+  found = _watched(state, only)
   layouts = tuple((key, layout) for key, (layout, _) in found.items())
   remembered = {key: value for key, (_, value) in found.items()}
   current = {key: value.current for key, value in remembered.items()}
@@ -141,19 +146,7 @@ def stable_ranks(state: Any, params: Any = None) -> StableRanks:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measured(layouts, arrays):
-  """Matrices of one shape are measured one after the other by one program, not each by its own."""
-  matrices = {key: layout.to_matrix(arrays[key]) for key, layout in layouts}
-  alike = {}
-  for key, matrix in matrices.items():
-    alike.setdefault(matrix.shape[-2:], []).append(key)
-  out = {}
-  for shape, keys in alike.items():
-    flat = [matrices[key].astype(jnp.float32).reshape(-1, *shape) for key in keys]
-    found = jax.lax.map(linalg.stable_rank, jnp.concatenate(flat))
-    ends = np.cumsum([len(x) for x in flat])
-    for key, part in zip(keys, jnp.split(found, ends[:-1])):
-      out[key] = part.reshape(matrices[key].shape[:-2])
-  return out
+  return linalg.stable_ranks({key: layout.to_matrix(arrays[key]) for key, layout in layouts})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -171,15 +164,21 @@ def _picked(layouts, params):
   return {key: there[key] for key, _ in layouts}
 
 
-def _watched(state):
-  """`{key: (layout, StableRank)}`."""
+def _watched(state, only=None):
+  """`{key: (layout, StableRank)}` of the weights whose names are in `only`, of all without it."""
   is_node = lambda x: isinstance(x, weights.WeightsState)
   found = {key: (entry.layout, node.weights[key])
            for node in jax.tree.leaves(state, is_leaf=is_node) if is_node(node)
            for key, entry in node.entries if isinstance(node.weights[key], StableRank)}
   if not found:
     raise ValueError('The state watches no weight; it must be that of track_stable_rank().')
-  return found
+  if only is None:
+    return found
+  there = [names.name_of(key) for key in found]
+  for name in only:
+    if name not in there:
+      raise names.no_match(name, there)
+  return {key: value for key, value in found.items() if names.name_of(key) in only}
 
 
 def ranks_settled(history: Sequence[Mapping[str, Any]], *, tolerance: float | None = None,
@@ -309,18 +308,18 @@ def paying_ranks(wanted: Mapping[str, tuple[int, tuple[int, int]]], multiple: in
   return out
 
 
-def wanted_ranks(state: Any, *, params: Any = None, accumulated: float = 0.0,
-                 scaled: bool = True) -> dict[str, tuple[int, tuple[int, int]]]:
+def wanted_ranks(state: Any, *, params: Any = None, accumulated: float = 0.0, scaled: bool = True,
+                 only: Collection[str] | None = None) -> dict[str, tuple[int, tuple[int, int]]]:
   """`{name: (rank, (R, O))}` of every watched weight, before rounding and whether it pays or not.
 
-  Arguments are those of `choose_ranks`.
+  Arguments are those of `choose_ranks` and, `only`, of `stable_ranks`.
   """
   if not 0 <= accumulated <= 1:
     raise ValueError(f'accumulated must be a share in [0, 1], got {accumulated!r}.')
   if accumulated and params is None:
     raise ValueError('An accumulative rank is that of weights: choose_ranks(state, params=params).')
-  found = _watched(state)
-  ranks = stable_ranks(state, params)
+  found = _watched(state, only)
+  ranks = stable_ranks(state, params, only=only)
   layouts = tuple((key, layout) for key, (layout, _) in found.items())
   floors = {}
   if accumulated:

@@ -1,6 +1,7 @@
 """Factorizations of matrices `[..., R, O]`."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ _PASSES = 3
 # Smallest side up to which a Gram matrix is formed, and Lanczos steps above.
 _GRAM = 128
 _LANCZOS = 48
-_CHUNK = 12   # steps after which it is asked whether more change anything
 # Smallest side above which singular vectors are those of the Gram matrix, which are faster.
 _DIRECT = 256
 
@@ -104,13 +104,14 @@ def randomized_svd(w: jax.Array, rank: int, *, oversample: int = _OVERSAMPLED,
   return (basis @ left)[..., :rank], values[..., :rank], right[..., :rank, :]
 
 
+@jax.jit
 def stable_rank(w: jax.Array) -> jax.Array:
   """`|W|_F^2 / |W|_2^2`, between 1 and the rank: how many directions carry the energy.
 
   The largest eigenvalue of the smaller Gram matrix stands for the squared spectral norm. Up to 128
-  rows the Gram matrix is formed and the eigenvalue exact to float32's rounding; above, at
-  most 48 steps of Lanczos with full reorthogonalization find it in as many products with `W`,
-  within 1e-5 on the spectra of random matrices, whose edge is as dense as they come.
+  rows the Gram matrix is formed and the eigenvalue exact to float32's rounding; above, 48 steps of
+  Lanczos with full reorthogonalization find it in as many products with `W`, within 1e-5 on the
+  spectra of random matrices, whose edge is as dense as they come.
 
   Args:
     w: `[..., R, O]`, any floating dtype.
@@ -122,59 +123,71 @@ def stable_rank(w: jax.Array) -> jax.Array:
     >>> float(stable_rank(jnp.diag(jnp.array([2.0, 2.0, 0.0]))))
     2.0
   """
-  w = w.astype(jnp.float32)
-  largest = jnp.abs(w).max((-2, -1), keepdims=True)
+  matrices = w.reshape(-1, *w.shape[-2:])
+  # One after the other: a batch of products with vectors is slow on CPUs.
+  found = jax.lax.map(_stable_rank, matrices) if len(matrices) > 1 else _stable_rank(w)
+  return found.reshape(w.shape[:-2])
+
+
+def stable_ranks(matrices: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """`stable_rank` of several; those of one shape share one loop, as compiling each its own is slow.
+
+  Example:
+    >>> {key: float(x) for key, x in stable_ranks({'a': jnp.eye(3), 'b': jnp.ones((3, 3))}).items()}
+    {'a': 3.0, 'b': 1.0}
+  """
+  alike: dict[tuple[int, ...], list[str]] = {}
+  for key, w in matrices.items():
+    alike.setdefault(w.shape[-2:], []).append(key)
+  out = {}
+  for shape, keys in alike.items():
+    flat = [matrices[key].astype(jnp.float32).reshape(-1, *shape) for key in keys]
+    found = stable_rank(jnp.concatenate(flat) if len(flat) > 1 else flat[0])
+    ends = np.cumsum([len(x) for x in flat])
+    for key, part in zip(keys, jnp.split(found, ends[:-1])):
+      out[key] = part.reshape(matrices[key].shape[:-2])
+  return {key: out[key] for key in matrices}
+
+
+def _stable_rank(w):
+  """Of one matrix, or of a stack of one."""
+  w = w.reshape(w.shape[-2:]).astype(jnp.float32)
+  largest = jnp.abs(w).max()
   w = w / jnp.where(largest > 0, largest, 1.0)   # squares neither overflow nor vanish
-  w = jnp.swapaxes(w, -1, -2) if w.shape[-2] > w.shape[-1] else w
-  energy = jnp.square(w).sum((-2, -1))
+  w = w.T if w.shape[0] > w.shape[1] else w
+  energy = jnp.square(w).sum()
   spectral = _largest_eigenvalue(w)
   return jnp.where(energy == 0, 0.0, energy / jnp.where(energy == 0, 1.0, spectral))
 
 
 def _largest_eigenvalue(w):
-  """Of `W W^T`, for `w` `[..., n, m]` with `n <= m`."""
-  n = w.shape[-2]
+  """Of `W W^T`, for `w` `[n, m]` with `n <= m`.
+
+  Written for few operations, since on CPUs each is compiled by itself and costs more than it runs:
+  the tridiagonal matrix of Lanczos is the image of its basis, found at the end in one product.
+  """
+  n = w.shape[0]
   product = lambda a, b: jnp.matmul(a, b, precision='highest')
   if n <= _GRAM:
-    return jnp.linalg.eigvalsh(product(w, jnp.swapaxes(w, -1, -2)))[..., -1]
-  transposed = jnp.swapaxes(w, -1, -2)
-  norm = lambda z: jnp.sqrt(jnp.square(z).sum(-2, keepdims=True))
+    return jnp.linalg.eigvalsh(product(w, w.T))[-1]
 
-  def step(carry, i):
-    basis, q, largest = carry   # [..., n, steps], [..., n, 1], [..., 1, 1]
-    basis = jax.lax.dynamic_update_slice_in_dim(basis, q, i, -1)
-    z = product(w, product(transposed, q))
-    diagonal = (q * z).sum(-2, keepdims=True)
-    for _ in range(2):   # once leaves what rounding brought back
-      z = z - product(basis, product(jnp.swapaxes(basis, -1, -2), z))
-    # What is left of an exhausted space is rounding, and no direction.
-    largest, length = jnp.maximum(largest, diagonal), norm(z)
-    beta = jnp.where(length > 1e-5 * largest, length, 0.0)
-    following = jnp.where(beta > 0, z / jnp.where(beta > 0, beta, 1.0), 0.0)
-    return (basis, following, largest), (diagonal[..., 0, 0], beta[..., 0, 0])
-
-  def chunk(carry):
-    i, inner, diagonal, beta, value, _ = carry   # diagonal and beta [..., steps]
-    inner, found = jax.lax.scan(step, inner, i + jnp.arange(_CHUNK))
-    diagonal, beta = (jax.lax.dynamic_update_slice_in_dim(x, jnp.moveaxis(y, 0, -1), i, -1)
-                      for x, y in zip((diagonal, beta), found))
-    above = beta[..., None] * jnp.eye(_LANCZOS, k=1)
-    tridiagonal = diagonal[..., None] * jnp.eye(_LANCZOS) + above + jnp.swapaxes(above, -1, -2)
-    return i + _CHUNK, inner, diagonal, beta, jnp.linalg.eigvalsh(tridiagonal)[..., -1], value
-
-  def unsettled(carry):
-    i, *_, value, before = carry
-    # NaN compares as settled.
-    return (i < _LANCZOS) & jnp.any(value - before > 1e-7 * value)
+  def step(i, carry):
+    basis, q = carry   # [steps, n], [n]
+    basis = jax.lax.dynamic_update_slice_in_dim(basis, q[None], i, 0)
+    image = product(w, product(q, w))
+    # Once leaves what rounding brought back.
+    rest = jax.lax.fori_loop(0, 2, lambda _, z: z - product(product(basis, z), basis), image)
+    energy = jnp.square(rest).sum()
+    # What is left of an exhausted space is rounding, and no direction. NaN is not hidden.
+    exhausted = energy <= 1e-8 * jnp.square(image).sum()
+    return basis, jnp.where(exhausted, 0.0, rest * jax.lax.rsqrt(energy))
 
   # A constant of NumPy: drawing it in the program would be more to compile.
-  batch = w.shape[:-2]
-  q = np.random.default_rng(0).standard_normal((n, 1), np.float32)
-  q = jnp.broadcast_to(q / np.linalg.norm(q), (*batch, n, 1))
-  empty = jnp.zeros((*batch, _LANCZOS))
-  start = jnp.zeros((*batch, n, _LANCZOS)), q, jnp.zeros((*batch, 1, 1))
-  carry = 0, start, empty, empty, jnp.ones(batch), jnp.zeros(batch)
-  return jax.lax.while_loop(unsettled, chunk, carry)[-2]
+  q = np.random.default_rng(0).standard_normal(n, np.float32)
+  start = jnp.zeros((_LANCZOS, n)), jnp.asarray(q / np.linalg.norm(q))
+  basis, _ = jax.lax.fori_loop(0, _LANCZOS, step, start)
+  image = product(basis, w)
+  return jnp.linalg.eigvalsh(product(image, image.T))[-1]
 
 
 def accumulative_rank(w: jax.Array, fraction: float) -> jax.Array:

@@ -172,6 +172,9 @@ class RanksTest(parameterized.TestCase):
       jsp.choose_ranks(state, params=params | {'one': jnp.full((8, 8), jnp.nan)})
     with self.assertRaisesRegex(ValueError, 'params=params'):
       jsp.choose_ranks(state, accumulated=0.8)
+    self.assertEqual({**jsp.stable_ranks(state, params, only=['one'])}, {'one': 1})
+    with self.assertRaisesRegex(ValueError, "'two' matches no weight"):
+      jsp.stable_ranks(state, only=['two'])
     with self.assertRaisesRegex(ValueError, 'watches no weight'):
       jsp.stable_ranks(jsp.nm(1, 2).init({'w': normal(2, 2)})[1])
 

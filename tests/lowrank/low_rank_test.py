@@ -149,6 +149,41 @@ class LowRankTest(parameterized.TestCase):
       jsp.low_rank({'a': 5}).init({'a': normal(4, 4)})
 
 
+  def test_factors_in_fewer_bits(self):
+    """A stage to the left acts on factors and packs them: bytes fall, dispatch multiplies by them.
+    """
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {'stack': draw(2, 32, 32), 'conv': draw(3, 3, 4, 16), 'table': draw(64, 32)}
+    axes, x = {'conv': jsp.DimensionNumbers((0, 1, 2), (3,))}, draw(8, 32)
+
+    def fn(p, x):
+      y, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p['stack'])
+      image = jax.lax.conv_general_dilated(x.reshape(1, 8, 8, 4), p['conv'], (1, 1), 'SAME',
+                                           dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      return y + jnp.take(p['table'], jnp.arange(8), axis=0), image
+
+    def views(transform, params):
+      latents, state = transform.init(params, axes=axes)
+      dense = jsp.densify(transform.apply(latents, state))
+      packed = transform.pack(latents, state)
+      return dense, jsp.densify(packed), fn(dense, x), jsp.dispatch(fn)(packed, x)
+
+    entries = 8 * (2 * (32 + 32) + (36 + 16) + (64 + 32))
+    scales = 4 * (2 * (8 + 32) + (8 + 16) + (8 + 32))
+    for text, size in (("fake_quantize('int8') | low_rank(8)", entries + scales),
+                       ("quantize('int4') | low_rank(8)", entries / 2 + scales),
+                       ("low_rank(8) | fake_quantize('int8')",
+                        2 * 32 * 32 + 576 + 64 * 32 + 4 * (2 * 32 + 16 + 32)),
+                       ("fake_quantize('int8') | low_rank(8, normalize=True)", None)):
+      transform = jsp.parse(text)
+      dense, stored, expected, found = jax.jit(views, static_argnums=0)(transform, params)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), dense, stored)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), expected, found)
+      packed = jax.eval_shape(lambda p, t=transform: t.pack(*t.init(p, axes=axes)), params)
+      if size is not None:
+        self.assertEqual(jsp.nbytes(packed), size)
+
   def test_bad_multiple(self):
     with self.assertRaisesRegex(ValueError, 'multiple must be a positive integer, got 0'):
       jsp.low_rank(2, multiple=0)

@@ -72,6 +72,24 @@ class RanksTest(parameterized.TestCase):
     self.assertTrue(np.isnan(found[2]))
     np.testing.assert_allclose(linalg.stable_rank(jnp.eye(6, dtype=jnp.bfloat16)), 6)
 
+  def test_stable_rank_of_large_matrices(self):
+    """Lanczos, on spectra that are dense at their edge, steep, of low rank, flat or no numbers."""
+    w = np.random.default_rng(1).normal(size=(140, 300))
+    thin = w[:, :3] @ w[:3]
+    stack = np.stack([w, w * np.r_[30.0, np.ones(139)][:, None], w * np.exp(-np.arange(300) / 3),
+                      thin, np.eye(140, 300), 0 * w, w * 1e-25, np.nan * w])
+    values = np.linalg.svd(stack[:-1], compute_uv=False)
+    top = values[:, 0] ** 2
+    expected = np.where(top > 0, (values**2).sum(-1) / np.where(top > 0, top, 1), 0)
+    found = np.asarray(linalg.stable_rank(jnp.asarray(stack, jnp.float32)))
+    np.testing.assert_allclose(found[:-1], expected, rtol=1e-5)
+    self.assertTrue(np.isnan(found[-1]))
+    as32 = lambda x: jnp.asarray(x, jnp.float32)
+    mixed = {'a': as32(stack[:2]), 'b': jnp.eye(5), 'c': as32(w)}
+    found = jax.jit(linalg.stable_ranks)(mixed)
+    np.testing.assert_allclose([*found['a'], found['c']], expected[[0, 1, 0]], rtol=1e-5)
+    self.assertEqual(([*found], found['b'].shape, float(found['b'])), (['a', 'b', 'c'], (), 5.0))
+
   @parameterized.parameters(0.1, 0.5, 0.8, 1.0)
   def test_accumulative_rank(self, fraction):
     w = np.random.default_rng(2).normal(size=(3, 12, 9))
