@@ -51,6 +51,7 @@ ARGUMENTS = {
                       "fake_quantize('nvfp4')",
                       "fake_quantize('int4', rounding='stochastic')"],
     'gradual_quantize': ["gradual_quantize(('int8', 'uint4'), every=1, group=3)"],
+    'lsq': ["lsq(2, granularity='channel')"],
     'adaround': ["adaround('uint4', group=3, steps=20)"],
     'autoround': ["autoround('uint4', group=3, steps=20)"],
     'awq': ["awq('uint4', group=3, scale='mse')"],
