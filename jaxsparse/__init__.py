@@ -196,6 +196,7 @@ from jaxsparse.trace import learned_activations
 from jaxsparse.trace import measure_costs
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
+from jaxsparse.trace import quantized_products
 from jaxsparse.trace import range_ as range
 from jaxsparse.trace import shrink
 from jaxsparse.trace import silence

@@ -30,6 +30,7 @@ from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
 from jaxsparse.trace.profile import factor_speedups
+from jaxsparse.trace.quantized_products import quantized_products
 from jaxsparse.trace.shrink import Resized
 from jaxsparse.trace.shrink import Shrunk
 from jaxsparse.trace.shrink import shrink
@@ -42,6 +43,6 @@ __all__ = [
     'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate',
     'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups', 'fastest', 'flops',
     'gram', 'hooked', 'input_max', 'input_mean', 'input_norm', 'learned_activations',
-    'measure_costs', 'one_shot', 'quantize_activations', 'range_', 'shrink', 'silence',
-    'threshold_activations', 'top_k_activations', 'zero_fraction',
+    'measure_costs', 'one_shot', 'quantize_activations', 'quantized_products', 'range_',
+    'shrink', 'silence', 'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]

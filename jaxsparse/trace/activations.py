@@ -71,7 +71,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
 
   @functools.wraps(apply_fn)
   def call(params, *args, **kwargs):
-    wanted, met = _wanted(params, pattern), set()
+    needed, met = wanted(params, pattern), set()
 
     def hook(contraction, x, w):
       name = contraction.name
@@ -95,7 +95,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
       return contraction.compute(_rounded(x, grid, scale), w), None
 
     out = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)[0]
-    missed = sorted({*wanted, *(ranges or ())} - met) if pattern is None else sorted(wanted - met)
+    missed = sorted({*needed, *(ranges or ())} - met) if pattern is None else sorted(needed - met)
     if missed:
       raise ValueError(f'{", ".join(missed)}: no product took the weight, so that its inputs would '
                        'stay float; multiply by it as it is, or leave it out of the ranges, the '
@@ -105,8 +105,8 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
   return call
 
 
-def _wanted(params, pattern) -> set[str]:
-  """Names of the weights that are to meet a product."""
+def wanted(params, pattern) -> set[str]:
+  """Names of the weights that are to meet a product: those of the pattern, or stored formats."""
   leaves = names.named_leaves(params)[0]
   if pattern is None:
     return {leaf.name for leaf in leaves if formats.is_format(leaf.value)}
