@@ -114,6 +114,7 @@ from jaxsparse.quantization import gptq
 from jaxsparse.quantization import gradual_quantize
 from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
+from jaxsparse.quantization import parq
 from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
 from jaxsparse.quantization import quantize_cache
