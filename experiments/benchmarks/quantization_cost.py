@@ -32,10 +32,11 @@ def ratios(runs: dict, *, rounds: int, calls: int) -> dict[str, tuple[float, flo
   """{name: (median seconds, median ratio to the first)}."""
   for run in runs.values():
     jax.block_until_ready(run())
-  found = {name: [] for name in runs}
+  found, order = {name: [] for name in runs}, np.random.default_rng(0)
   for _ in range(rounds):
-    for name, run in runs.items():
-      found[name].append(cpu_seconds(run, calls))
+    # In another order each time: who runs after whom finds other things in the caches.
+    for name in order.permutation(list(runs)):
+      found[name].append(cpu_seconds(runs[name], calls))
   first = next(iter(found.values()))
   return {
     name: (statistics.median(times), statistics.median(t / f for t, f in zip(times, first)))

@@ -131,6 +131,14 @@ def encode(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None,
   return grid.encode(x if noise is None else jnp.floor(x + noise), zero)
 
 
+def nearest(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
+  """The float32 matrix of the nearest codes of `w`: `decode(encode(w))`, to the bit."""
+  if grid.zero_point:
+    return decode(encode(w, scale, grid, group), scale, grid, group)
+  steps, _ = _expanded(scale, w.shape, group)
+  return grid.nearest(w.astype(jnp.float32) / jnp.where(steps == 0, 1.0, steps)) * steps
+
+
 def decode(codes: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
   """The float32 matrix of `codes`."""
   steps, zero = _expanded(scale, codes.shape, group)

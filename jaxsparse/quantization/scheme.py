@@ -80,6 +80,8 @@ class Scheme(NamedTuple):
   def round(self, w: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     """`w` on its grid, same shape and dtype; by chance with `noise` in [0, 1)."""
     scale = self.fit(w)
+    if noise is None:
+      return scales.nearest(w, scale, self.grid, self.group).astype(w.dtype)
     codes = scales.encode(w, scale, self.grid, self.group, noise)
     return scales.decode(codes, scale, self.grid, self.group).astype(w.dtype)
 

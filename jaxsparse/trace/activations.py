@@ -119,6 +119,9 @@ def wanted(params, pattern) -> set[str]:
 
 
 def _dynamic(values, grid, axes) -> scales.Scale:
+  if not grid.zero_point:
+    high = jnp.abs(values).max(axes, keepdims=True, initial=0.0)
+    return jax.lax.stop_gradient(scales.of_range(-high, high, grid))
   low = values.min(axes, keepdims=True, initial=0.0)
   high = values.max(axes, keepdims=True, initial=0.0)
   return jax.lax.stop_gradient(scales.of_range(low, high, grid))
@@ -166,8 +169,9 @@ def _smoothed(contraction, x, w):
 
 
 def _rounded(x: jax.Array, grid: grids.Grid, scale: scales.Scale) -> jax.Array:
-  codes = grid.encode(x.astype(jnp.float32) / scale.scale, scale.zero)
-  values = grid.decode(codes, scale.zero) * scale.scale
+  steps = x.astype(jnp.float32) / scale.scale
+  values = (grid.decode(grid.encode(steps, scale.zero), scale.zero) if grid.zero_point
+            else grid.nearest(steps)) * scale.scale
   return rounding.straight_through(x, values.astype(x.dtype))
 
 
