@@ -189,6 +189,7 @@ from jaxsparse.trace import factor_speedups
 from jaxsparse.trace import fastest
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
+from jaxsparse.trace import fold_batch_norm
 from jaxsparse.trace import hooked
 from jaxsparse.trace import input_max
 from jaxsparse.trace import input_mean

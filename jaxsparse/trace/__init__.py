@@ -17,6 +17,7 @@ from jaxsparse.trace.explain import explain
 from jaxsparse.trace.flops import Flops
 from jaxsparse.trace.flops import WeightFlops
 from jaxsparse.trace.flops import flops
+from jaxsparse.trace.fold_batch_norm import fold_batch_norm
 from jaxsparse.trace.hooks import hooked
 from jaxsparse.trace.observers import Observer
 from jaxsparse.trace.observers import Range
@@ -42,7 +43,7 @@ __all__ = [
     'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Observer',
     'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate',
     'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups', 'fastest', 'flops',
-    'gram', 'hooked', 'input_max', 'input_mean', 'input_norm', 'learned_activations',
-    'measure_costs', 'one_shot', 'quantize_activations', 'quantized_products', 'range_',
+    'fold_batch_norm', 'gram', 'hooked', 'input_max', 'input_mean', 'input_norm',
+    'learned_activations', 'measure_costs', 'one_shot', 'quantize_activations', 'quantized_products', 'range_',
     'shrink', 'silence', 'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]
