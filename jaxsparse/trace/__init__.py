@@ -44,6 +44,7 @@ __all__ = [
     'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate',
     'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups', 'fastest', 'flops',
     'fold_batch_norm', 'gram', 'hooked', 'input_max', 'input_mean', 'input_norm',
-    'learned_activations', 'measure_costs', 'one_shot', 'quantize_activations', 'quantized_products', 'range_',
-    'shrink', 'silence', 'threshold_activations', 'top_k_activations', 'zero_fraction',
+    'learned_activations', 'measure_costs', 'one_shot', 'quantize_activations',
+    'quantized_products', 'range_', 'shrink', 'silence', 'threshold_activations',
+    'top_k_activations', 'zero_fraction',
 ]

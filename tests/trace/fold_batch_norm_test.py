@@ -54,12 +54,13 @@ class FoldTest(absltest.TestCase):
     before, after = (jax.jit(model.apply)(v, x) for v in (variables, folded))
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
     stats, params = variables['batch_stats']['BatchNorm_0'], variables['params']
-    factor = params['BatchNorm_0']['scale'] / np.sqrt(np.float64(stats['var']) + 1e-5)
+    scale, variance = np.asarray(params['BatchNorm_0']['scale']), np.asarray(stats['var'])
+    factor = scale / np.sqrt(variance + 1e-5)
     np.testing.assert_allclose(folded['params']['Conv_0']['kernel'],
                                np.asarray(params['Conv_0']['kernel']) * factor, rtol=1e-5)
-    factor = 1 / np.sqrt(np.float64(variables['batch_stats']['BatchNorm_1']['var']) + 1e-3)
+    factor = 1 / np.sqrt(np.asarray(variables['batch_stats']['BatchNorm_1']['var']) + 1e-3)
     np.testing.assert_allclose(folded['params']['Conv_1']['bias'],
-                               params['Conv_1']['bias'] * factor, rtol=1e-5)
+                               np.asarray(params['Conv_1']['bias']) * factor, rtol=1e-5)
     for name, norm in folded['batch_stats'].items():
       np.testing.assert_allclose(norm['var'], 1, atol=2e-3)
       if 'scale' in folded['params'][name]:
