@@ -190,7 +190,10 @@ from jaxsparse.trace import fastest
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
 from jaxsparse.trace import fold_batch_norm
+from jaxsparse.trace import Histogram
+from jaxsparse.trace import histogram
 from jaxsparse.trace import hooked
+from jaxsparse.trace import kl_ranges
 from jaxsparse.trace import input_max
 from jaxsparse.trace import input_mean
 from jaxsparse.trace import input_norm

@@ -18,6 +18,9 @@ from jaxsparse.trace.flops import Flops
 from jaxsparse.trace.flops import WeightFlops
 from jaxsparse.trace.flops import flops
 from jaxsparse.trace.fold_batch_norm import fold_batch_norm
+from jaxsparse.trace.histograms import Histogram
+from jaxsparse.trace.histograms import histogram
+from jaxsparse.trace.histograms import kl_ranges
 from jaxsparse.trace.hooks import hooked
 from jaxsparse.trace.observers import Observer
 from jaxsparse.trace.observers import Range
@@ -40,11 +43,11 @@ from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
-    'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Observer',
-    'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate',
-    'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups', 'fastest', 'flops',
-    'fold_batch_norm', 'gram', 'hooked', 'input_max', 'input_mean', 'input_norm',
-    'learned_activations', 'measure_costs', 'one_shot', 'quantize_activations',
-    'quantized_products', 'range_', 'shrink', 'silence', 'threshold_activations',
-    'top_k_activations', 'zero_fraction',
+    'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Histogram',
+    'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of',
+    'calibrate', 'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups',
+    'fastest', 'flops', 'fold_batch_norm', 'gram', 'histogram', 'hooked', 'input_max', 'input_mean',
+    'input_norm', 'kl_ranges', 'learned_activations', 'measure_costs', 'one_shot',
+    'quantize_activations', 'quantized_products', 'range_', 'shrink', 'silence',
+    'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]
