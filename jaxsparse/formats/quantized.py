@@ -161,13 +161,13 @@ class QArray(formats.Format):
 
   def _in_chunks(self, x):
     codes = self.codes
-    per_row = 8 // packing.width(codes.bits)
+    width = packing.width(codes.bits)
 
     def decode(data):
-      part = dataclasses.replace(codes, data=data, rows=data.shape[0] * per_row)
+      part = dataclasses.replace(codes, data=data, rows=data.shape[0] * 8 // width)
       return self.grid.decode(part.unpack()).astype(x.dtype)
 
-    return chunked_matmul.chunked_matmul(x, codes.data, decode, per_row=per_row)
+    return chunked_matmul.chunked_matmul(x, codes.data, decode, width=width)
 
   def multiply_adds(self, rows):
     dense = super().multiply_adds(rows)
