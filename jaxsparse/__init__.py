@@ -110,6 +110,7 @@ from jaxsparse.quantization import awq
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import fake_quantize
 from jaxsparse.quantization import freeze_oscillations
+from jaxsparse.quantization import from_qwix
 from jaxsparse.quantization import gptq
 from jaxsparse.quantization import gradual_quantize
 from jaxsparse.quantization import lsq
@@ -122,6 +123,7 @@ from jaxsparse.quantization import read_cache
 from jaxsparse.quantization import rotate
 from jaxsparse.quantization import rotation
 from jaxsparse.quantization import smoothquant
+from jaxsparse.quantization import to_qwix
 from jaxsparse.recipes import Allocation
 from jaxsparse.recipes import Choice
 from jaxsparse.recipes import allocate

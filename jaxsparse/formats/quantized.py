@@ -128,14 +128,15 @@ class QArray(formats.Format):
     stored = packed.PackedInts.pack(codes, grid.bits, signed=grid.low < 0)
     return cls(stored, scale.scale, layout, grid, group, scale.zero, scale.factor, input_scale)
 
-  def _code_matrix(self):
+  def code_matrix(self) -> jax.Array:
+    """The codes `[*batch, R, O]`, int8 or uint8."""
     if formats.is_format(self.codes):
       return self.codes.dense_matrix()
     return self.codes.unpack()
 
   def dense_matrix(self):
     scale = scales.Scale(self.scale_values, self.zero, self.factor)
-    values = scales.decode(self._code_matrix(), scale, self.grid, self.group)
+    values = scales.decode(self.code_matrix(), scale, self.grid, self.group)
     if self.input_scale is not None:
       values = values / self.input_scale
     return values.astype(self.dtype)
