@@ -43,6 +43,7 @@ _TEST = [
   'pytest-cov>=5',
   'pytest-xdist>=3.6',
   'pyyaml>=6',
+  'qwix>=0.1.8',
   'ruff>=0.11',
 ]
 
@@ -73,6 +74,7 @@ setuptools.setup(
     'aot': _AOT,
     'launch': _LAUNCH,
     'models': _MODELS,
+    'qwix': ['qwix>=0.1.8'],
     'notebooks': [*_DEMO, *_NOTEBOOKS],
     'test': _TEST,
     'dev': [*_TEST, 'pre-commit>=3.7'],

@@ -110,10 +110,12 @@ from jaxsparse.quantization import awq
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import fake_quantize
 from jaxsparse.quantization import freeze_oscillations
+from jaxsparse.quantization import from_qwix
 from jaxsparse.quantization import gptq
 from jaxsparse.quantization import gradual_quantize
 from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
+from jaxsparse.quantization import parq
 from jaxsparse.quantization import percentile
 from jaxsparse.quantization import quantize
 from jaxsparse.quantization import quantize_cache
@@ -121,6 +123,7 @@ from jaxsparse.quantization import read_cache
 from jaxsparse.quantization import rotate
 from jaxsparse.quantization import rotation
 from jaxsparse.quantization import smoothquant
+from jaxsparse.quantization import to_qwix
 from jaxsparse.recipes import Allocation
 from jaxsparse.recipes import Choice
 from jaxsparse.recipes import allocate
@@ -188,7 +191,11 @@ from jaxsparse.trace import factor_speedups
 from jaxsparse.trace import fastest
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
+from jaxsparse.trace import fold_batch_norm
+from jaxsparse.trace import Histogram
+from jaxsparse.trace import histogram
 from jaxsparse.trace import hooked
+from jaxsparse.trace import kl_ranges
 from jaxsparse.trace import input_max
 from jaxsparse.trace import input_mean
 from jaxsparse.trace import input_norm
@@ -196,6 +203,7 @@ from jaxsparse.trace import learned_activations
 from jaxsparse.trace import measure_costs
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
+from jaxsparse.trace import quantized_products
 from jaxsparse.trace import range_ as range
 from jaxsparse.trace import shrink
 from jaxsparse.trace import silence

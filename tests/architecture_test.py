@@ -17,7 +17,8 @@ _MAY_IMPORT = {
   'formats': ({'numerics', 'kernels'}, set()),
   'core': ({'formats', 'numerics'}, {'chex', 'optax'}),
   'sparsity': _WORKSHOP,
-  'quantization': _WORKSHOP,
+  # Qwix, and the safetensors of compressed-tensors, are optional.
+  'quantization': (_WORKSHOP[0], {'qwix', 'safetensors'}),
   # PEFT's files are safetensors, which comes with an extra.
   'lowrank': (_WORKSHOP[0], {'safetensors'}),
   'sharing': _WORKSHOP,
@@ -28,7 +29,7 @@ _MAY_IMPORT = {
   # Drawing libraries and file formats come with extras, so they are imported inside functions only.
   'reports': (set(), {'matplotlib', 'rich', 'pyarrow'}),
 }
-_LAZY = {'matplotlib', 'rich', 'pyarrow', 'safetensors'}
+_LAZY = {'matplotlib', 'rich', 'pyarrow', 'qwix', 'safetensors'}
 _EVERYWHERE = {'jax', 'jaxlib', 'numpy', 'ml_dtypes'}
 _STDLIB = set(sys.stdlib_module_names)
 _BANNED_NAMES = {

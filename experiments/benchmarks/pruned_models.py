@@ -64,10 +64,10 @@ def _case(module, inputs, labels):
   return Case(module.init(jax.random.key(0), inputs)['params'], loss, (inputs, labels))
 
 
-def mlp() -> Case:
-  """Returns the MLP on random inputs."""
+def mlp(wrap: Callable = lambda module: module) -> Case:
+  """Returns the MLP on random inputs; `wrap` changes the module first, as Qwix does."""
   labels = jnp.arange(128) % 10
-  return _case(_Mlp(), jax.random.normal(jax.random.key(1), (128, 784)), labels)
+  return _case(wrap(_Mlp()), jax.random.normal(jax.random.key(1), (128, 784)), labels)
 
 
 def cnn() -> Case:

@@ -1,12 +1,14 @@
-"""What quantizing costs on one core: GPTQ, optimizer states in 8 bits, stochastic rounding.
+"""What quantizing costs on one core: steps of training, GPTQ, optimizer states, rounding by chance.
 
-    taskset -c 1 python -m experiments.benchmarks.quantization_cost
+    taskset -c 1 python -m experiments.benchmarks.quantization_cost [casts|states|steps|gptq ...]
 
-Process CPU time, interleaved rounds, medians of the ratios of each round. About three minutes.
+Process CPU time, interleaved rounds, medians of the ratios of each round. About five minutes.
+Qwix's rows are left out where it cannot be imported (`pip install qwix`).
 """
 
 import functools
 import statistics
+import sys
 import time
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 import optax
 
 import jaxsparse as jsp
+from experiments.benchmarks import pruned_models
 
 
 def cpu_seconds(run, calls: int) -> float:
@@ -29,10 +32,11 @@ def ratios(runs: dict, *, rounds: int, calls: int) -> dict[str, tuple[float, flo
   """{name: (median seconds, median ratio to the first)}."""
   for run in runs.values():
     jax.block_until_ready(run())
-  found = {name: [] for name in runs}
+  found, order = {name: [] for name in runs}, np.random.default_rng(0)
   for _ in range(rounds):
-    for name, run in runs.items():
-      found[name].append(cpu_seconds(run, calls))
+    # In another order each time: who runs after whom finds other things in the caches.
+    for name in order.permutation(list(runs)):
+      found[name].append(cpu_seconds(runs[name], calls))
   first = next(iter(found.values()))
   return {
     name: (statistics.median(times), statistics.median(t / f for t, f in zip(times, first)))
@@ -111,8 +115,65 @@ def casts(size: int) -> None:
     print(f'bfloat16, {name}: {1e3 * seconds:.3f} ms, {ratio:.2f} times nearest', flush=True)
 
 
+def steps() -> None:
+  """Prints the time of a step of Adam on an MLP 784-512-512-10 at batch 128."""
+  case, tx = pruned_models.mlp(), optax.adam(1e-3)
+  plain, count = jsp.identity(), jnp.int32(0)
+  int8 = jsp.at('.*/kernel', jsp.fake_quantize('int8'))
+  codes = jsp.quantized_products(case.loss, 'int8')
+  float8 = jsp.quantized_products(case.loss, 'float8_e4m3')
+  made = {
+    'float': (case.loss, plain),
+    'int8 weights': (case.loss, int8),
+    'int8 weights and inputs': (jsp.quantize_activations(case.loss, 'int8'), int8),
+    'LSQ, 4-bit weights': (case.loss, jsp.at('.*/kernel', jsp.lsq(bits=4))),
+    'PARQ, 4-bit weights': (case.loss, jsp.at('.*/kernel', jsp.parq('int4', end=10))),
+    'int8 products, forward and backward': (lambda p, *batch: codes(p, count, *batch), plain),
+    'float8 products, forward and backward': (lambda p, *batch: float8(p, count, *batch), plain),
+    **{label: (loss, plain) for label, loss in _by_qwix().items()},
+  }
+  runs = {}
+  for label, (loss, transform) in made.items():
+    step = jsp.train_step(loss, tx, transform)
+    params = jax.tree.map(jnp.copy, case.params)
+    held = [jsp.TrainState.create(transform, tx, params)]
+
+    def run(step=step, held=held):
+      held[0], loss, _ = step(held[0], *case.batch)
+      return loss
+
+    runs[label] = run
+  for label, (seconds, ratio) in ratios(runs, rounds=41, calls=4).items():
+    print(f'a step, {label}: {1e3 * seconds:.2f} ms, {ratio:.3f} times float', flush=True)
+
+
+def _by_qwix() -> dict:
+  """{label: loss} of the same models under Qwix; none where it is not installed."""
+  try:
+    import qwix
+  except ImportError:
+    return {}
+  made = {
+    'Qwix, int8 weights': qwix.QtRule(weight_qtype='int8'),
+    'Qwix, int8 weights and inputs': qwix.QtRule(weight_qtype='int8', act_qtype='int8'),
+    'Qwix, int8 products, forward and backward': qwix.QtRule(
+      weight_qtype='int8', act_qtype='int8', bwd_qtype='int8'),
+  }
+  return {
+    label: pruned_models.mlp(
+      lambda module, rule=rule: qwix.quantize_model(module, qwix.QtProvider([rule]))
+    ).loss
+    for label, rule in made.items()
+  }
+
+
+_PARTS = {
+  'casts': lambda: casts(1024),
+  'states': lambda: states(1024),
+  'steps': steps,
+  'gptq': lambda: [gptq(size) for size in (1024, 4096)],
+}
+
 if __name__ == '__main__':
-  casts(1024)
-  states(1024)
-  gptq(1024)
-  gptq(4096)
+  for part in sys.argv[1:] or _PARTS:
+    _PARTS[part]()

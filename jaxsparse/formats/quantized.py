@@ -140,14 +140,15 @@ class QArray(formats.Format):
     whole = smaller and bool((found.dense_matrix() == matrix).all())
     return dataclasses.replace(self, codes=found) if whole else self
 
-  def _code_matrix(self):
+  def code_matrix(self) -> jax.Array:
+    """The codes `[*batch, R, O]`, int8 or uint8."""
     if formats.is_format(self.codes):
       return self.codes.dense_matrix()
     return self.codes.unpack()
 
   def dense_matrix(self):
     scale = scales.Scale(self.scale_values, self.zero, self.factor)
-    values = scales.decode(self._code_matrix(), scale, self.grid, self.group)
+    values = scales.decode(self.code_matrix(), scale, self.grid, self.group)
     if self.input_scale is not None:
       values = values / self.input_scale
     return values.astype(self.dtype)
@@ -173,13 +174,13 @@ class QArray(formats.Format):
 
   def _in_chunks(self, x):
     codes = self.codes
-    per_row = 8 // packing.width(codes.bits)
+    width = packing.width(codes.bits)
 
     def decode(data):
-      part = dataclasses.replace(codes, data=data, rows=data.shape[0] * per_row)
+      part = dataclasses.replace(codes, data=data, rows=data.shape[0] * 8 // width)
       return self.grid.decode(part.unpack()).astype(x.dtype)
 
-    return chunked_matmul.chunked_matmul(x, codes.data, decode, per_row=per_row)
+    return chunked_matmul.chunked_matmul(x, codes.data, decode, width=width)
 
   def multiply_adds(self, rows):
     dense = super().multiply_adds(rows)

@@ -25,14 +25,14 @@ def worthwhile(rows: int, shape: tuple[int, int]) -> bool:
 
 
 def chunked_matmul(x: jax.Array, data: jax.Array, decode: Callable[[jax.Array], jax.Array], *,
-                   per_row: int = 1) -> jax.Array:
+                   width: int = 8) -> jax.Array:
   """`x @ decode(data)[:K]`, differentiable in `x`.
 
   Args:
     x: floating `[M, K]`.
-    data: `[ceil(K / per_row), N]`, each row holding `per_row` rows of the weight (1, 2, 4 or 8).
-    decode: `[n, N]` of `data` to `[n * per_row, N]` of the dtype of `x`.
-    per_row: rows of the weight in a row of `data`.
+    data: bytes `[ceil(K * width / 8), N]`, packed along the rows.
+    decode: `[n, N]` of `data` to `[n * 8 // width, N]` of the dtype of `x`.
+    width: bits of an entry of the weight.
 
   Returns:
     `[M, N]` of the dtype of `x`.
@@ -46,8 +46,8 @@ def chunked_matmul(x: jax.Array, data: jax.Array, decode: Callable[[jax.Array], 
   """
   reduction = x.shape[1]
   count = reduction // ROWS
-  whole, stored = count * ROWS, count * ROWS // per_row
-  chunks = data[:stored].reshape(count, ROWS // per_row, data.shape[1])
+  whole, stored = count * ROWS, count * ROWS * width // 8
+  chunks = data[:stored].reshape(count, ROWS * width // 8, data.shape[1])
   parts = x[:, :whole].reshape(x.shape[0], count, ROWS).swapaxes(0, 1)
 
   def body(total, chunk):

@@ -98,6 +98,35 @@ class Grid(NamedTuple):
     middles = jnp.asarray((table[1:] + table[:-1]) / 2)
     return jnp.searchsorted(middles, x, side=side).astype(jnp.int8)
 
+  def encode_by_chance(self, x: jax.Array, noise: jax.Array) -> jax.Array:
+    """One of the two codes around each `x`, with the chances that make the mean `x`.
+
+    Args:
+      x: float32, in units of the scale.
+      noise: float32 in [0, 1), of the same shape.
+
+    Returns:
+      int8 codes of an integer grid without zero points, or of a float of eight bits.
+    """
+    if self.floating is None:
+      return self.encode(jnp.floor(x + noise))
+    info = jnp.finfo(self.floating)
+    # The distance of neighbours: that of the exponent, or of the subnormals.
+    exponent = jnp.maximum(jnp.frexp(x)[1] - 1, info.minexp) - info.nmant
+    step = jnp.ldexp(jnp.ones_like(x), exponent)
+    return self.encode(jnp.floor(x / step + noise) * step)
+
+  def nearest(self, x: jax.Array) -> jax.Array:
+    """The float32 value nearest to each `x`: `decode(encode(x))` of a grid without zero points.
+
+    Integers are rounded without becoming codes on the way: casts cost XLA:CPU more than the rest.
+    """
+    if not self.is_integer:
+      return self.decode(self.encode(x))
+    found = rounding.nearest(x, self.low, self.high)
+    # Codes have neither NaN nor a negative zero.
+    return jnp.where(jnp.abs(found) > 0, found, 0.0)
+
   def decode(self, codes: jax.Array, zero: jax.Array | None = None) -> jax.Array:
     """The float32 value of each code, in units of the scale."""
     if self.zero_point:

@@ -2,9 +2,10 @@
 
 A rule looks at the values of a cell and says which range the grid should span: `absmax` all of it,
 `minmax` from the least to the greatest (zero included), `percentile` without the outliers, `mse`
-whatever loses least. `absmean` (ternary, binary) and `hqq` say the scale themselves. `power_of_two`
-is that of the OCP Microscaling formats, version 1.0, section 6.3, stored in float8_e8m0;
-`two_level` that of NVFP4: float8_e4m3 scales of a float32 factor.
+whatever loses least, `kl` whatever changes the histogram least (`numerics.entropy`). `absmean`
+(ternary, binary) and `hqq` say the scale themselves. `power_of_two` is that of the OCP Microscaling
+formats, version 1.0, section 6.3, stored in float8_e8m0; `two_level` that of NVFP4: float8_e4m3
+scales of a float32 factor.
 
 HQQ is Badri and Shaji, "Half-Quadratic Quantization" (2023): robust fit under an l_p norm, p = 0.7,
 of the zero point, which is then no whole number; of the scale on grids without zero points.
@@ -18,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.numerics import entropy
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import select
 
 GRANULARITIES = ('tensor', 'channel', 'group', 'block')
-RULES = ('absmax', 'absmean', 'minmax', 'percentile', 'mse', 'hqq', 'power_of_two', 'two_level')
+RULES = ('absmax', 'absmean', 'minmax', 'percentile', 'mse', 'kl', 'hqq', 'power_of_two',
+         'two_level')
 _TINY = np.finfo(np.float32).tiny
 _SHRINKS = 80   # candidates 1.00, 0.99, ... of `mse`, as in GPTQ's own code
 
@@ -129,6 +132,14 @@ def encode(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None,
   # A scale of zero is a cell of zeros.
   x = w.astype(jnp.float32) / jnp.where(steps == 0, 1.0, steps)
   return grid.encode(x if noise is None else jnp.floor(x + noise), zero)
+
+
+def nearest(w: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
+  """The float32 matrix of the nearest codes of `w`: `decode(encode(w))`, to the bit."""
+  if grid.zero_point:
+    return decode(encode(w, scale, grid, group), scale, grid, group)
+  steps, _ = _expanded(scale, w.shape, group)
+  return grid.nearest(w.astype(jnp.float32) / jnp.where(steps == 0, 1.0, steps)) * steps
 
 
 def decode(codes: jax.Array, scale: Scale, grid: grids.Grid, group: Any = None) -> jax.Array:
@@ -251,6 +262,19 @@ def _mse(x, valid, axes, grid, q, importance):
   return of_range(low * shrink, high * shrink, grid)
 
 
+def _kl(x, valid, axes, grid, q, importance):
+  if not grid.is_integer or grid.zero_point:
+    raise ValueError(f'kl is for integers without zero points, not {grid.name}.')
+  peak = jnp.abs(x).max(axes, keepdims=True, initial=0.0)
+  apart = lambda a: jnp.moveaxis(a, axes, tuple(range(-len(axes), 0))).reshape(
+      -1, math.prod(a.shape[n] for n in axes))
+  top = jnp.where((peak >= _TINY) & jnp.isfinite(peak), peak, 1.0)
+  counts = entropy.histogram(jnp.abs(apart(x)), apart(top)[:, 0])
+  kept = entropy.threshold(counts, int(grid.high) + 1).reshape(peak.shape)
+  peak = peak * (kept.astype(jnp.float32) * np.float32(1 / entropy.BINS))
+  return of_range(-peak, peak, grid)
+
+
 def _hqq(x, valid, axes, grid, q, importance):
   start = (_minmax if grid.zero_point else _absmax)(x, valid, axes, grid, q, importance)
   count = None if valid is None else valid.sum(axes, keepdims=True)
@@ -309,5 +333,5 @@ def _two_levels(scale):
 
 
 _RULES = {'absmax': _absmax, 'absmean': _absmean, 'minmax': _minmax, 'percentile': _percentile,
-          'mse': _mse, 'hqq': _hqq, 'power_of_two': _power_of_two,
+          'mse': _mse, 'kl': _kl, 'hqq': _hqq, 'power_of_two': _power_of_two,
           'two_level': _two_level}

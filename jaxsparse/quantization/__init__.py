@@ -16,19 +16,22 @@ from jaxsparse.quantization.kv_cache import read_cache
 from jaxsparse.quantization.lsq import Lsq
 from jaxsparse.quantization.lsq import lsq
 from jaxsparse.quantization.nf4 import nf4
+from jaxsparse.quantization.parq import parq
 from jaxsparse.quantization.quantize import quantize
+from jaxsparse.quantization.qwix_arrays import from_qwix
+from jaxsparse.quantization.qwix_arrays import to_qwix
 from jaxsparse.quantization.rotate import rotate
 from jaxsparse.quantization.rotate import rotation
 from jaxsparse.quantization.scheme import percentile
 from jaxsparse.quantization.smoothquant import smoothquant
 
 TRANSFORMS = (adaround, autoround, awq, fake_quantize, freeze_oscillations, gptq,
-              gradual_quantize, lsq, nf4, quantize, smoothquant)
+              gradual_quantize, lsq, nf4, parq, quantize, smoothquant)
 VALUES = (percentile,)
 
 __all__ = [
     'Lsq', 'OscillationState', 'QuantizedCache', 'TRANSFORMS', 'VALUES', 'adaround',
     'append_to_cache', 'autoround', 'awq', 'correct_bias', 'fake_quantize', 'freeze_oscillations',
-    'gptq', 'gradual_quantize', 'lsq', 'nf4', 'percentile', 'quantize', 'quantize_cache',
-    'read_cache', 'rotate', 'rotation', 'smoothquant',
+    'from_qwix', 'gptq', 'gradual_quantize', 'lsq', 'nf4', 'parq', 'percentile', 'quantize',
+    'quantize_cache', 'read_cache', 'rotate', 'rotation', 'smoothquant', 'to_qwix',
 ]

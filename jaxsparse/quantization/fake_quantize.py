@@ -33,8 +33,9 @@ def fake_quantize(dtype: str, *, granularity: str | None = None, group: Any = No
       or block may be smaller. None: 'channel', or what `group` says.
     group: rows of a group, or `(rows, outputs)` of a block.
     scale: the scale rule: 'absmax', 'minmax' (zero points), 'absmean', `percentile(q)`, 'mse'
-      (the clipping, in steps of 1 %, that loses least), 'hqq', 'power_of_two'. None: 'absmax', of
-      unsigned grids 'minmax', of ternary and binary ones 'absmean'.
+      (the clipping, in steps of 1 %, that loses least), 'kl' (the clipping that changes the
+      histogram least; of signed integers, by tensor or channel), 'hqq', 'power_of_two'. None:
+      'absmax', of unsigned grids 'minmax', of ternary and binary ones 'absmean'.
     rounding: 'nearest', or 'stochastic': up or down with the chances that make the mean the weight,
       of integer grids; other noise at every step, and what is packed is that of the last one.
     seed: of the noise.

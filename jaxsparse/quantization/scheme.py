@@ -80,6 +80,8 @@ class Scheme(NamedTuple):
   def round(self, w: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     """`w` on its grid, same shape and dtype; by chance with `noise` in [0, 1)."""
     scale = self.fit(w)
+    if noise is None:
+      return scales.nearest(w, scale, self.grid, self.group).astype(w.dtype)
     codes = scales.encode(w, scale, self.grid, self.group, noise)
     return scales.decode(codes, scale, self.grid, self.group).astype(w.dtype)
 
@@ -122,6 +124,10 @@ def scheme(dtype: str, granularity: str | None, group: Any, scale: Any,
                      f'{scale!r}.')
   if grid.zero_point and rule in ('power_of_two', 'two_level'):
     raise ValueError(f'{rule} is for grids without zero points, not {dtype}.')
+  if rule == 'kl' and (granularity in ('group', 'block') or not grid.is_integer
+                       or grid.zero_point):
+    raise ValueError('kl compares histograms of many values: it is for integers without zero '
+                     f'points, by tensor or channel; got {dtype!r} by {granularity}.')
   if scale_group is not None and (grid.zero_point or rule in ('power_of_two', 'two_level')):
     raise ValueError('double_quantize is for positive float32 scales without zero points, not '
                      f'those of {dtype} and {rule}.')

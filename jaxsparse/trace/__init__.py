@@ -17,6 +17,10 @@ from jaxsparse.trace.explain import explain
 from jaxsparse.trace.flops import Flops
 from jaxsparse.trace.flops import WeightFlops
 from jaxsparse.trace.flops import flops
+from jaxsparse.trace.fold_batch_norm import fold_batch_norm
+from jaxsparse.trace.histograms import Histogram
+from jaxsparse.trace.histograms import histogram
+from jaxsparse.trace.histograms import kl_ranges
 from jaxsparse.trace.hooks import hooked
 from jaxsparse.trace.observers import Observer
 from jaxsparse.trace.observers import Range
@@ -30,6 +34,7 @@ from jaxsparse.trace.observers import input_norm
 from jaxsparse.trace.observers import range_
 from jaxsparse.trace.one_shot import one_shot
 from jaxsparse.trace.profile import factor_speedups
+from jaxsparse.trace.quantized_products import quantized_products
 from jaxsparse.trace.shrink import Resized
 from jaxsparse.trace.shrink import Shrunk
 from jaxsparse.trace.shrink import shrink
@@ -38,10 +43,11 @@ from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
 
 __all__ = [
-    'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Observer',
-    'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of', 'calibrate',
-    'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups', 'fastest', 'flops',
-    'gram', 'hooked', 'input_max', 'input_mean', 'input_norm', 'learned_activations',
-    'measure_costs', 'one_shot', 'quantize_activations', 'range_', 'shrink', 'silence',
+    'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Histogram',
+    'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of',
+    'calibrate', 'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups',
+    'fastest', 'flops', 'fold_batch_norm', 'gram', 'histogram', 'hooked', 'input_max', 'input_mean',
+    'input_norm', 'kl_ranges', 'learned_activations', 'measure_costs', 'one_shot',
+    'quantize_activations', 'quantized_products', 'range_', 'shrink', 'silence',
     'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]

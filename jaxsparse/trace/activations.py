@@ -71,7 +71,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
 
   @functools.wraps(apply_fn)
   def call(params, *args, **kwargs):
-    wanted, met = _wanted(params, pattern), set()
+    needed, met = wanted(params, pattern), set()
 
     def hook(contraction, x, w):
       name = contraction.name
@@ -95,7 +95,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
       return contraction.compute(_rounded(x, grid, scale), w), None
 
     out = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)[0]
-    missed = sorted({*wanted, *(ranges or ())} - met) if pattern is None else sorted(wanted - met)
+    missed = sorted({*needed, *(ranges or ())} - met) if pattern is None else sorted(needed - met)
     if missed:
       raise ValueError(f'{", ".join(missed)}: no product took the weight, so that its inputs would '
                        'stay float; multiply by it as it is, or leave it out of the ranges, the '
@@ -105,8 +105,8 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
   return call
 
 
-def _wanted(params, pattern) -> set[str]:
-  """Names of the weights that are to meet a product."""
+def wanted(params, pattern) -> set[str]:
+  """Names of the weights that are to meet a product: those of the pattern, or stored formats."""
   leaves = names.named_leaves(params)[0]
   if pattern is None:
     return {leaf.name for leaf in leaves if formats.is_format(leaf.value)}
@@ -119,6 +119,9 @@ def _wanted(params, pattern) -> set[str]:
 
 
 def _dynamic(values, grid, axes) -> scales.Scale:
+  if not grid.zero_point:
+    high = jnp.abs(values).max(axes, keepdims=True, initial=0.0)
+    return jax.lax.stop_gradient(scales.of_range(-high, high, grid))
   low = values.min(axes, keepdims=True, initial=0.0)
   high = values.max(axes, keepdims=True, initial=0.0)
   return jax.lax.stop_gradient(scales.of_range(low, high, grid))
@@ -166,8 +169,9 @@ def _smoothed(contraction, x, w):
 
 
 def _rounded(x: jax.Array, grid: grids.Grid, scale: scales.Scale) -> jax.Array:
-  codes = grid.encode(x.astype(jnp.float32) / scale.scale, scale.zero)
-  values = grid.decode(codes, scale.zero) * scale.scale
+  steps = x.astype(jnp.float32) / scale.scale
+  values = (grid.decode(grid.encode(steps, scale.zero), scale.zero) if grid.zero_point
+            else grid.nearest(steps)) * scale.scale
   return rounding.straight_through(x, values.astype(x.dtype))
 
 

@@ -23,7 +23,7 @@ from jaxsparse.sparsity import TRANSFORMS as PRUNING
 
 FACTORIES = (*PRUNING, *quantization.TRANSFORMS, *lowrank.TRANSFORMS, *sharing.TRANSFORMS)
 
-GUESSES = {'dtypes': "('int8', 'int4')", 'every': '1',
+GUESSES = {'dtypes': "('int8', 'int4')", 'every': '1', 'end': '2',
            'sparsity': '0.5', 'n': '2', 'm': '4', 'dtype': "'int8'", 'rank': '4', 'bits': '4',
            'k': '16', 'group': '5', 'criterion': "'random'",
            'schedule': 'linear(0.5, end=2, every=1)'}
@@ -51,6 +51,7 @@ ARGUMENTS = {
                       "fake_quantize('nvfp4')",
                       "fake_quantize('int4', rounding='stochastic')"],
     'gradual_quantize': ["gradual_quantize(('int8', 'uint4'), every=1, group=3)"],
+    'lsq': ["lsq(2, granularity='channel')"],
     'adaround': ["adaround('uint4', group=3, steps=20)"],
     'autoround': ["autoround('uint4', group=3, steps=20)"],
     'awq': ["awq('uint4', group=3, scale='mse')"],
@@ -59,6 +60,7 @@ ARGUMENTS = {
     'optimal_brain': ['optimal_brain(pattern=n_m(2, 4))'],
     'sparsegpt': ['sparsegpt(0.75, block=4)', 'sparsegpt(pattern=n_m(2, 4))'],
     'wanda': ['wanda(pattern=n_m(1, 4))', 'wanda(0.5, pattern=block(2, 1))'],
+    'parq': ["parq('uint4', group=3, end=3, start=1)", "parq('nf4', end=2)"],
     'nf4': ['nf4(group=4, double_quantize=True)'],
     'low_rank': ['low_rank(0.5)', 'low_rank(2, normalize=True)'],
     'lora': ['lora(4, base=nf4(group=4))', 'lora(4, base=nm(2, 4), scaling=rslora)',

@@ -47,6 +47,18 @@ class GridTest(parameterized.TestCase):
     self.assertEqual(codes.tolist(), [127, -127, 127, -127])
 
 
+class NearestTest(parameterized.TestCase):
+
+  @parameterized.parameters('int8', 'int3', 'int2', 'ternary', 'binary', 'nf4', 'float8_e4m3')
+  def test_is_what_the_codes_say_to_the_bit(self, name):
+    grid = grids.grid(name)
+    x = jnp.asarray([np.nan, np.inf, -np.inf, -0.0, -0.3, 0.5, 1.5, -2.5, 1e30, -126.5, 3e-40,
+                     *np.random.default_rng(0).normal(size=50) * 3], jnp.float32)
+    both = jax.jit(lambda x: (grid.nearest(x), grid.decode(grid.encode(x))))
+    found, expected = (np.asarray(a).view(np.uint32) for a in both(x))
+    np.testing.assert_array_equal(found, expected)
+
+
 class Nf4Test(parameterized.TestCase):
 
   def test_table_of_the_paper(self):

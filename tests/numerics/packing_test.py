@@ -11,7 +11,7 @@ from jaxsparse.numerics import packing
 
 class PackingTest(parameterized.TestCase):
 
-  @parameterized.parameters(*zip(range(1, 9), (1, 2, 4, 4, 8, 8, 8, 8)))
+  @parameterized.parameters(*zip(range(1, 9), (1, 2, 3, 4, 5, 6, 8, 8)))
   def test_width(self, bits, width):
     self.assertEqual(packing.width(bits), width)
 
@@ -24,14 +24,15 @@ class PackingTest(parameterized.TestCase):
       dict(testcase_name='bits', bits=1, codes=[1, 0, 1, 1, 0, 0, 0, 0, 1], expected=[13, 1]),
       dict(testcase_name='pairs', bits=2, codes=[1, 2, 3, 0, 3], expected=[1 + 8 + 48, 3]),
       dict(testcase_name='nibbles', bits=4, codes=[1, 15, 7], expected=[241, 7]),
-      dict(testcase_name='three_in_four', bits=3, codes=[1, 7, 5], expected=[113, 5]),
+      dict(testcase_name='threes', bits=3, codes=[1, 7, 5, 2, 0, 0, 6, 4, 3],
+           expected=[1 + (7 << 3) + ((5 & 3) << 6), (5 >> 2) + (2 << 1), (6 << 2) + (4 << 5), 3]),
       dict(testcase_name='bytes', bits=8, codes=[1, 255], expected=[1, 255]))
   def test_lowest_bits_first(self, bits, codes, expected):
     packed = packing.pack(jnp.asarray(codes)[:, None], bits)
     self.assertEqual(packed.dtype, jnp.uint8)
     self.assertEqual(packed[:, 0].tolist(), expected)
 
-  @parameterized.product(bits=[1, 2, 3, 4, 7, 8], size_axis=[(1, 0), (7, -2), (9, -1)])
+  @parameterized.product(bits=[1, 2, 3, 4, 5, 6, 7, 8], size_axis=[(1, 0), (7, -2), (9, -1)])
   def test_there_and_back(self, bits, size_axis):
     size, axis = size_axis
     shape = [2, 3, 1]

@@ -38,6 +38,26 @@ class LsqTest(parameterized.TestCase):
     packed = transform.pack(params, state)['kernel']
     np.testing.assert_array_equal(packed.todense(), transform.apply(params, state)['kernel'])
 
+  def test_a_step_an_output(self):
+    rng = np.random.default_rng(1)
+    w, upstream = rng.normal(size=(2, 3, 6, 5)).astype(np.float32)
+    transform = jsp.lsq(3, granularity='channel')
+    params, state = transform.init({'kernel': jnp.asarray(w)})
+    sizes = np.asarray(params['kernel'].step_size)
+    np.testing.assert_allclose(sizes, 2 * np.abs(w).mean(1) / np.sqrt(3), rtol=1e-6)
+    out = transform.apply(params, state)['kernel']
+    grads = jax.grad(lambda p: (transform.apply(p, state)['kernel'] * upstream).sum())(params)
+    for n, column in np.ndindex(sizes.shape):
+      expected = equations(w[n, :, column].astype(np.float64), np.float64(sizes[n, column]), 3,
+                           upstream[n, :, column])
+      found = (out[n, :, column], grads['kernel'].w[n, :, column],
+               grads['kernel'].step_size[n, column])
+      for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(transform.pack(params, state)['kernel'].todense(), out)
+    with self.assertRaisesRegex(ValueError, "one of tensor, channel, got 'group'"):
+      jsp.lsq(3, granularity='group')
+
   def test_by_hand(self):
     # Two bits: codes -2..1; s = 1, N Qp = 4, so the step's gradient is halved.
     transform = jsp.lsq(2)

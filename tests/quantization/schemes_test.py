@@ -89,6 +89,17 @@ class SchemesTest(parameterized.TestCase):
     bits = {'binary': 1, 'ternary': 2}.get(dtype) or int(dtype.split('_')[0][-1])
     self.assertEqual(packed.codes.data.nbytes, -(-11 * bits // 8) * 6)
 
+  def test_three_bits_take_three_bits_and_run(self):
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(1029, 1024)), jnp.float32)
+    transform = jsp.fake_quantize('int3')
+    params, state = transform.init({'w': w})
+    seen, packed = transform.apply(params, state), transform.pack(params, state)
+    np.testing.assert_array_equal(jax.jit(lambda p: p.todense())(packed['w']), seen['w'])
+    self.assertEqual(jsp.nbytes(packed), -(-1029 * 3 // 8) * 1024 + 4 * 1024)
+    fn, x = lambda p, x: x @ p['w'], jnp.asarray(w[:2].T[:, :1] @ jnp.ones((1, 1029)))[:3]
+    np.testing.assert_allclose(jax.jit(jsp.dispatch(fn))(packed, x), fn(seen, x), rtol=2e-4,
+                               atol=1e-3)
+
   def test_float_casts_are_those_of_ml_dtypes(self):
     # A row of 448 (57344, 6) makes the scale one.
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Gradual bit-width, stochastic rounding and frozen oscillations, step by step."""
+"""Gradual bit-width, stochastic rounding, frozen oscillations and PARQ, step by step."""
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,61 @@ class GradualTest(absltest.TestCase):
                             ({'dtypes': ('int4',), 'every': 0}, 'got 0')):
       with self.assertRaisesRegex(ValueError, message):
         jsp.gradual_quantize(**kwargs)
+
+
+class ParqTest(parameterized.TestCase):
+
+  @parameterized.parameters(('int4', {}), ('int2', {}), ('binary', {}), ('nf4', {'group': 5}),
+                            ('uint3', {'group': 5}))
+  def test_between_float_and_the_grid(self, dtype, kwargs):
+    w = weight()
+    transform = jsp.parq(dtype, start=2, end=6, steepness=5, **kwargs)
+    params, state = transform.init({'kernel': w})
+    hard = jsp.fake_quantize(dtype, **kwargs)
+    nearest = hard.apply(*hard.init({'kernel': w}))['kernel']
+    # Every value of the grid in each column, from many weights that share its scales.
+    packed = hard.pack(*hard.init({'kernel': w}))['kernel']
+    scale = np.repeat(np.asarray(packed.scale_values), kwargs.get('group', 12), 0)[:12]
+    codes = {'int4': range(-7, 8), 'int2': range(-2, 2), 'binary': (-1, 1), 'uint3': range(8),
+             'nf4': np.asarray(packed.grid.table or ())}[dtype]
+    zero = 0 if packed.zero is None else np.repeat(np.asarray(packed.zero, float), 5, 0)[:12]
+    values = np.sort((np.asarray([*codes]).reshape(-1, 1, 1) - zero) * scale, 0)
+    apply = jax.jit(transform.apply)
+    for count in range(8):
+      out = apply(params, state)['kernel']
+      way = np.clip((count - 2) / 4, 0, 1)
+      at = lambda x: 1 / (1 + np.exp(-5 * (0.5 - x)))
+      r = (at(way) - at(1)) / (at(0) - at(1))
+      for place in np.ndindex(*w.shape):
+        u, grid = float(w[place]), values[(slice(None), *place)]
+        if count <= 2:
+          expected = u
+        elif count >= 6:
+          expected = float(nearest[place])
+        elif not grid[0] <= u <= grid[-1]:
+          edge = grid[0] if u < grid[0] else grid[-1]
+          expected = edge + r * (u - edge)
+        else:
+          n = min(max(np.searchsorted(grid, u, side='right') - 1, 0), len(grid) - 2)
+          middle = (grid[n] + grid[n + 1]) / 2
+          expected = min(max(middle + (u - middle) / r, grid[n]), grid[n + 1])
+        self.assertAlmostEqual(float(out[place]), expected, places=4)
+      if count in (4, 7):
+        kept = transform.pack(params, state)['kernel']
+        self.assertEqual(jsp.is_format(kept), count == 7)
+        np.testing.assert_array_equal(jsp.densify(kept), out)
+      state = transform.update(params, state)
+    self.assertEqual(apply._cache_size(), 1)
+    grads = jax.jit(jax.grad(lambda p: transform.apply(p, state)['kernel'].sum()))(params)
+    np.testing.assert_array_equal(grads['kernel'], jnp.ones_like(w))
+
+  def test_bad(self):
+    for kwargs, message in (({'dtype': 'mxfp4', 'end': 3}, "got 'mxfp4'"),
+                            ({'dtype': 'int4', 'end': 0}, 'got 0, 0'),
+                            ({'dtype': 'int4', 'end': 2, 'start': 2}, 'got 2, 2'),
+                            ({'dtype': 'int4', 'end': 2, 'steepness': -1}, 'got -1')):
+      with self.assertRaisesRegex(ValueError, message):
+        jsp.parq(**kwargs)
 
 
 class OscillationTest(parameterized.TestCase):

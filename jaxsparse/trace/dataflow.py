@@ -1,0 +1,102 @@
+"""Who makes and who reads each value of a program: enough to find a layer next to another."""
+
+import collections
+from typing import Any, NamedTuple
+
+from jaxsparse.trace import coupling as couplings
+from jaxsparse.trace import dead
+from jaxsparse.trace import jaxprs
+from jaxsparse.trace import walk
+
+_PRODUCTS = ('dot_general', 'conv_general_dilated')
+_SAME = ('convert_element_type', 'copy')
+
+
+class Layer(NamedTuple):
+  """A product of one weight, and what was added to its result before anything else.
+
+  Attributes:
+    weight: its name.
+    axis: of the weight, its outputs; None where they are several axes.
+    added: names of the biases.
+  """
+
+  weight: str
+  axis: int | None
+  added: tuple[str, ...]
+
+
+class Flow:
+  """The values of a traced program, by number, as `Coupling` counts them.
+
+  Attributes:
+    coupling: the flat program.
+    made: {value: the step that makes it}.
+    uses: {value: the steps that read it}; a result of the program is read by None.
+    live: the values that depend on inputs, rather than on weights alone.
+  """
+
+  def __init__(self, program: jaxprs.Program):
+    self.coupling = couplings.Coupling(program.jaxpr)
+    self._names = dict(zip(self.coupling.ins, program.names))
+    self.made, self.uses = {}, collections.defaultdict(list)
+    self.live = {n for n, name in self._names.items() if name is None}
+    for step in self.coupling.steps:
+      numbers = [v for v in step.ins if isinstance(v, int)]
+      for value in numbers:
+        self.uses[value].append(step)
+      self.made.update((out, step) for out in step.outs)
+      if self.live & set(numbers):
+        self.live |= set(step.outs)
+    for result in self.coupling.results:
+      if isinstance(result, int):
+        self.uses[result].append(None)
+    found = walk.contractions_in(walk.nodes_of(program))
+    self._roles = {c.name: c.axes for c in found}
+    self._times = collections.Counter(c.name for c in found)
+
+  def leaf(self, value: Any) -> str | None:
+    """The name of the weight that a value is, but for its layout; None where it is none."""
+    while isinstance(value, int) and value in self.made:
+      step = self.made[value]
+      if step.eqn.primitive.name not in dead.LAYOUT and step.eqn.primitive.name != 'copy':
+        return None
+      value = step.ins[0]
+    return self._names.get(value) if isinstance(value, int) else None
+
+  def only_use(self, value: int):
+    """The one step that reads a value; None where there are others, or none."""
+    found = self.uses[value]
+    return found[0] if len(found) == 1 else None
+
+  def behind(self, value: int) -> tuple[Layer | None, str]:
+    """The layer whose result a value is, read by nobody else; or None, and why."""
+    added = []
+    while True:
+      if self.only_use(value) is None:
+        return None, 'something else reads what it normalizes, or scales, too'
+      step = self.made.get(value)
+      if step is None:
+        return None, 'it comes right after an input'
+      name, ins = step.eqn.primitive.name, step.ins
+      if name in _SAME:
+        value = ins[0]
+      elif name == 'add' and (ins[0] in self.live) != (ins[1] in self.live):
+        value, other = ins if ins[0] in self.live else ins[::-1]
+        if self.leaf(other) is None:
+          return None, 'what is added before it is no weight as it is'
+        added.append(self.leaf(other))
+      elif name in _PRODUCTS:
+        return self._product(ins, tuple(added))
+      else:
+        return None, f'it comes after {name}, not after a product with a weight'
+
+  def _product(self, ins, added):
+    weights = [self.leaf(v) for v in ins if v not in self.live]
+    if len(weights) != 1 or weights[0] is None:
+      return None, 'the product before it has no weight as it is'
+    name, = weights
+    roles = self._roles.get(name)
+    if self._times[name] != 1 or roles is None:
+      return None, f'{name} is used in {self._times[name]} products, or its axes are lost'
+    return Layer(name, roles.output[0] if len(roles.output) == 1 else None, added), ''
