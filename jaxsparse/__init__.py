@@ -108,11 +108,13 @@ from jaxsparse.quantization import append_to_cache
 from jaxsparse.quantization import autoround
 from jaxsparse.quantization import awq
 from jaxsparse.quantization import correct_bias
+from jaxsparse.quantization import export_compressed_tensors
 from jaxsparse.quantization import fake_quantize
 from jaxsparse.quantization import freeze_oscillations
 from jaxsparse.quantization import from_qwix
 from jaxsparse.quantization import gptq
 from jaxsparse.quantization import gradual_quantize
+from jaxsparse.quantization import import_compressed_tensors
 from jaxsparse.quantization import lsq
 from jaxsparse.quantization import nf4
 from jaxsparse.quantization import parq

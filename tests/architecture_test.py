@@ -161,7 +161,7 @@ def test_front_uses_public_names_only(path):
     else:
       # A benchmark measures launchers and peers; an experiment knows neither.
       benchmark = path.parent.name == 'benchmarks'
-      measured = {'launch', 'orbax', 'scipy', 'torch'} if benchmark else set()
+      measured = {'launch', 'orbax', 'qwix', 'scipy', 'torch'} if benchmark else set()
       front = {'experiments'} | measured
       assert _covers(_STDLIB | _EVERYWHERE | _EXPERIMENTS | front, module), where
 

@@ -106,6 +106,17 @@ def named_leaves(tree: Any, stop=frozenset()) -> tuple[list[Leaf], Callable[[lis
   return leaves, rebuild
 
 
+def module_path(name: str) -> str:
+  """PyTorch's name of the module that holds a weight: its path by dots, without a final `kernel`.
+
+  Example:
+    >>> module_path('layer_0/query/kernel')
+    'layer_0.query'
+  """
+  path = name.split('/')
+  return '.'.join(path[:-1] if len(path) > 1 and path[-1] in ('kernel', 'weight', 'w') else path)
+
+
 def label(patterns: dict[str, str]) -> Callable[[Any], Any]:
   """A labelling of latent parameters by name, for `optax.partition`.
 

@@ -26,19 +26,8 @@ _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 _PREFIX = 'base_model.model.'
 
 
-def module_path(name: str) -> str:
-  """PEFT's name of the module that holds a weight: its path by dots, without a final `kernel`.
-
-  Example:
-    >>> module_path('layer_0/query/kernel')
-    'layer_0.query'
-  """
-  path = name.split('/')
-  return '.'.join(path[:-1] if len(path) > 1 and path[-1] in ('kernel', 'weight', 'w') else path)
-
-
 def export_peft(directory: Any, transform: transforms.Transform, params: Any, *,
-                modules: Callable[[str], str] = module_path) -> pathlib.Path:
+                modules: Callable[[str], str] = names.module_path) -> pathlib.Path:
   """Writes the adapters of `lora` or `dora` as PEFT's two files; needs safetensors.
 
   Args:
@@ -93,7 +82,7 @@ def export_peft(directory: Any, transform: transforms.Transform, params: Any, *,
 
 
 def import_peft(directory: Any, transform: transforms.Transform, params: Any, *,
-                modules: Callable[[str], str] = module_path) -> Any:
+                modules: Callable[[str], str] = names.module_path) -> Any:
   """Latents with the adapters of PEFT's two files in place of their own; needs safetensors.
 
   Args:

@@ -4,6 +4,8 @@ from jaxsparse.quantization.adaround import adaround
 from jaxsparse.quantization.autoround import autoround
 from jaxsparse.quantization.awq import awq
 from jaxsparse.quantization.bias_correction import correct_bias
+from jaxsparse.quantization.compressed_tensors import export_compressed_tensors
+from jaxsparse.quantization.compressed_tensors import import_compressed_tensors
 from jaxsparse.quantization.fake_quantize import fake_quantize
 from jaxsparse.quantization.freeze_oscillations import OscillationState
 from jaxsparse.quantization.freeze_oscillations import freeze_oscillations
@@ -31,7 +33,8 @@ VALUES = (percentile,)
 
 __all__ = [
     'Lsq', 'OscillationState', 'QuantizedCache', 'TRANSFORMS', 'VALUES', 'adaround',
-    'append_to_cache', 'autoround', 'awq', 'correct_bias', 'fake_quantize', 'freeze_oscillations',
-    'from_qwix', 'gptq', 'gradual_quantize', 'lsq', 'nf4', 'parq', 'percentile', 'quantize',
-    'quantize_cache', 'read_cache', 'rotate', 'rotation', 'smoothquant', 'to_qwix',
+    'append_to_cache', 'autoround', 'awq', 'correct_bias', 'export_compressed_tensors',
+    'fake_quantize', 'freeze_oscillations', 'from_qwix', 'gptq', 'gradual_quantize',
+    'import_compressed_tensors', 'lsq', 'nf4', 'parq', 'percentile', 'quantize', 'quantize_cache',
+    'read_cache', 'rotate', 'rotation', 'smoothquant', 'to_qwix',
 ]
