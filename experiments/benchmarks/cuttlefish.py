@@ -19,6 +19,7 @@ Paper: Wang et al., "Cuttlefish" (arXiv:2305.02538): 5.6 times smaller, 1.2 time
 
 import functools
 import importlib
+import inspect
 import itertools
 import pathlib
 import re
@@ -32,9 +33,7 @@ from typing import Any, NamedTuple
 import jax
 
 import jaxsparse as jsp
-from jaxsparse.lowrank import stable_rank
-from jaxsparse.lowrank.cuttlefish import slow_start
-from jaxsparse.trace import timing
+from experiments.benchmarks import block_sparse
 from launch.runs import loop
 from launch.runs import overlay
 from launch.runs import stages
@@ -277,12 +276,13 @@ def profiled(experiment: str, size: str, ratio: float = 0.25, least: float = 1.5
   weights, batch = jax.eval_shape(task.init), task.batch(0)
   loss = lambda params, batch, key: task.loss(params, batch, key)[0]
   named, order = jsp.label({task.weights: 'yes', '.*': 'no'})(weights), stages.order(task, weights)
+  keep = inspect.signature(jsp.cuttlefish).parameters['keep'].default
   matched = {name for name, kind in _named(named) if kind == 'yes'}
-  layers = [n for n in order[1:-1] if n in matched and not re.fullmatch(stable_rank.KEPT, n)]
+  layers = [n for n in order[1:-1] if n in matched and not re.fullmatch(keep, n)]
   measure = lambda **more: jsp.factor_speedups(
     loss, weights, batch, jax.random.key(0), ratio=ratio, names=layers, **more
   )
-  leading = lambda found: len(slow_start(layers, found, least))
+  leading = lambda found: len([*itertools.takewhile(lambda n: found[n] < least, layers)])
   once, often = measure(until=least), [measure() for _ in range(5)]
   often = {name: statistics.median(found[name] for found in often) for name in layers}
   step = jax.jit(jax.value_and_grad(jsp.dispatch(loss)))
@@ -293,13 +293,13 @@ def profiled(experiment: str, size: str, ratio: float = 0.25, least: float = 1.5
     transform = jsp.low_rank(chosen)
     factors = jax.jit(lambda t=transform: t.pack(*t.init(task.init(), axes=axes)))
     runs[str(kept)] = functools.partial(step, factors(), batch, jax.random.key(0))
-  times = timing.interleaved(runs)
+  times = block_sparse.ratios(runs, time.process_time)
   shown = lambda found: ', '.join(f'{name} {x:.2f}' for name, x in found.items())
   return '\n'.join([
     f'- the profile, until a layer is {least} times faster: {shown(once)}; keeps {leading(once)}',
     f'- medians of five timings of every layer: {shown(often)}; keep {leading(often)}',
     *(f'- forward and backward, the first {kept} of {len(layers)} whole: '
-      f'{times[str(kept)][1]:.3f} of dense' for kept in range(len(layers) + 1)),
+      f'{times[str(kept)]:.3f} of dense' for kept in range(len(layers) + 1)),
   ])  # fmt: skip
 
 
