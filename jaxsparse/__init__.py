@@ -82,6 +82,7 @@ from jaxsparse.lowrank import unmerge
 from jaxsparse.optimizers import ErrorFeedbackState
 from jaxsparse.optimizers import KahanState
 from jaxsparse.optimizers import QuantizedState
+from jaxsparse.optimizers import SketchedAdamState
 from jaxsparse.optimizers import StochasticRoundingState
 from jaxsparse.optimizers import WrapState
 from jaxsparse.optimizers import compressors
@@ -97,6 +98,7 @@ from jaxsparse.optimizers import masked_updates
 from jaxsparse.optimizers import quantized_state
 from jaxsparse.optimizers import realign
 from jaxsparse.optimizers import WarmState
+from jaxsparse.optimizers import sketched_adam
 from jaxsparse.optimizers import stochastic_rounding
 from jaxsparse.optimizers import warm_again
 from jaxsparse.optimizers import wrap
