@@ -195,6 +195,7 @@ from jaxsparse.trace import factor_speedups
 from jaxsparse.trace import fastest
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
+from jaxsparse.trace import equalize
 from jaxsparse.trace import fold_batch_norm
 from jaxsparse.trace import Histogram
 from jaxsparse.trace import histogram

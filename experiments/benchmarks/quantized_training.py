@@ -54,7 +54,8 @@ CANDIDATES = {
   f'{recipe.transform}, {recipe.steps} steps at {recipe.rate:g}': recipe
   for recipe in (
     Recipe('lsq(bits=4)', 4),
-    Recipe('lsq(bits=4)', 4, rate=3e-4),
+    Recipe('lsq(bits=4)', 4, steps=3000),
+    Recipe("lsq(bits=4, granularity='channel')", 4, steps=3000),
     Recipe('lsq(bits=2)'),
     Recipe('lsq(bits=2)', steps=3000),
     Recipe("lsq(bits=2, granularity='channel')"),
