@@ -109,6 +109,7 @@ from jaxsparse.quantization import adaround
 from jaxsparse.quantization import append_to_cache
 from jaxsparse.quantization import autoround
 from jaxsparse.quantization import awq
+from jaxsparse.quantization import codebook
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import export_compressed_tensors
 from jaxsparse.quantization import fake_quantize

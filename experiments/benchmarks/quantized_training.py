@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
 
 FIRST = Recipe('identity()', steps=1500, rate=3e-3)
 ROWS = {
-  '4-bit weights and inputs': Recipe('lsq(bits=4)', 4),
+  '4-bit weights and inputs': Recipe('lsq(bits=4)', 4, steps=3000),
   '2-bit weights': Recipe('lsq(bits=2)', steps=3000, seeds=5),
 }
 CANDIDATES = {
