@@ -82,6 +82,7 @@ from jaxsparse.lowrank import unmerge
 from jaxsparse.optimizers import ErrorFeedbackState
 from jaxsparse.optimizers import KahanState
 from jaxsparse.optimizers import QuantizedState
+from jaxsparse.optimizers import SketchedAdamState
 from jaxsparse.optimizers import StochasticRoundingState
 from jaxsparse.optimizers import WrapState
 from jaxsparse.optimizers import compressors
@@ -97,6 +98,7 @@ from jaxsparse.optimizers import masked_updates
 from jaxsparse.optimizers import quantized_state
 from jaxsparse.optimizers import realign
 from jaxsparse.optimizers import WarmState
+from jaxsparse.optimizers import sketched_adam
 from jaxsparse.optimizers import stochastic_rounding
 from jaxsparse.optimizers import warm_again
 from jaxsparse.optimizers import wrap
@@ -107,6 +109,7 @@ from jaxsparse.quantization import adaround
 from jaxsparse.quantization import append_to_cache
 from jaxsparse.quantization import autoround
 from jaxsparse.quantization import awq
+from jaxsparse.quantization import codebook
 from jaxsparse.quantization import correct_bias
 from jaxsparse.quantization import export_compressed_tensors
 from jaxsparse.quantization import fake_quantize
@@ -193,6 +196,7 @@ from jaxsparse.trace import factor_speedups
 from jaxsparse.trace import fastest
 from jaxsparse.trace import flops
 from jaxsparse.trace import gram
+from jaxsparse.trace import equalize
 from jaxsparse.trace import fold_batch_norm
 from jaxsparse.trace import Histogram
 from jaxsparse.trace import histogram

@@ -58,3 +58,26 @@ def k_means(x: jax.Array, k: int, *, iterations: int = 25) -> jax.Array:
   start = low * (1.0 - fraction) + high * fraction
   fitted = jax.lax.fori_loop(0, iterations, lloyd, start)
   return jnp.where(all_found, values, fitted)
+
+
+@functools.partial(jax.jit, static_argnames='k')
+def codebook(matrix: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`k` values for a matrix, which of them each entry takes, and which stands for pruned entries.
+
+  Args:
+    matrix: `[*batch, R, O]`.
+    k: 2 to 256.
+
+  Returns:
+    Centroids `[*batch, k]` of the dtype of `matrix`, uint8 indices of its shape, and bool
+    `[*batch, k]`: where some entries are zero and some are not, one centroid is exactly zero.
+  """
+  if matrix.ndim > 2:
+    return jax.vmap(lambda m: codebook(m, k))(matrix)
+  x = matrix.astype(jnp.float32)
+  pruned = (x == 0).any() & (x != 0).any()
+  centroids = k_means(x, k)
+  zero = jnp.abs(centroids).argmin()
+  centroids = jnp.where(pruned, centroids.at[zero].set(0.0), centroids)
+  index = assign(x, centroids).astype(jnp.uint8)
+  return centroids.astype(matrix.dtype), index, pruned & (jnp.arange(k) == zero)

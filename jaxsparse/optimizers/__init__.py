@@ -17,14 +17,17 @@ from jaxsparse.optimizers.narrow_params import kahan
 from jaxsparse.optimizers.narrow_params import stochastic_rounding
 from jaxsparse.optimizers.quantized_state import QuantizedState
 from jaxsparse.optimizers.quantized_state import quantized_state
+from jaxsparse.optimizers.sketched_adam import SketchedAdamState
+from jaxsparse.optimizers.sketched_adam import sketched_adam
 from jaxsparse.optimizers.warm import WarmState
 from jaxsparse.optimizers.warm import warm_again
 from jaxsparse.optimizers.wrap import WrapState
 from jaxsparse.optimizers.wrap import wrap
 
 __all__ = [
-    'ErrorFeedbackState', 'KahanState', 'QuantizedState', 'StochasticRoundingState', 'WarmState',
-    'WrapState', 'compressors', 'error_feedback', 'frobenius_decay', 'kahan', 'lora_plus',
-    'masked_adaptive_clip', 'masked_clip', 'masked_decay', 'masked_rms_clip', 'masked_updates',
-    'quantized_state', 'realign', 'stochastic_rounding', 'warm_again', 'wrap',
+    'ErrorFeedbackState', 'KahanState', 'QuantizedState', 'SketchedAdamState',
+    'StochasticRoundingState', 'WarmState', 'WrapState', 'compressors', 'error_feedback',
+    'frobenius_decay', 'kahan', 'lora_plus', 'masked_adaptive_clip', 'masked_clip', 'masked_decay',
+    'masked_rms_clip', 'masked_updates', 'quantized_state', 'realign', 'sketched_adam',
+    'stochastic_rounding', 'warm_again', 'wrap',
 ]

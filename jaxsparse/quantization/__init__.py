@@ -4,6 +4,7 @@ from jaxsparse.quantization.adaround import adaround
 from jaxsparse.quantization.autoround import autoround
 from jaxsparse.quantization.awq import awq
 from jaxsparse.quantization.bias_correction import correct_bias
+from jaxsparse.quantization.codebook import codebook
 from jaxsparse.quantization.compressed_tensors import export_compressed_tensors
 from jaxsparse.quantization.compressed_tensors import import_compressed_tensors
 from jaxsparse.quantization.fake_quantize import fake_quantize
@@ -27,13 +28,13 @@ from jaxsparse.quantization.rotate import rotation
 from jaxsparse.quantization.scheme import percentile
 from jaxsparse.quantization.smoothquant import smoothquant
 
-TRANSFORMS = (adaround, autoround, awq, fake_quantize, freeze_oscillations, gptq,
+TRANSFORMS = (adaround, autoround, awq, codebook, fake_quantize, freeze_oscillations, gptq,
               gradual_quantize, lsq, nf4, parq, quantize, smoothquant)
 VALUES = (percentile,)
 
 __all__ = [
     'Lsq', 'OscillationState', 'QuantizedCache', 'TRANSFORMS', 'VALUES', 'adaround',
-    'append_to_cache', 'autoround', 'awq', 'correct_bias', 'export_compressed_tensors',
+    'append_to_cache', 'autoround', 'awq', 'codebook', 'correct_bias', 'export_compressed_tensors',
     'fake_quantize', 'freeze_oscillations', 'from_qwix', 'gptq', 'gradual_quantize',
     'import_compressed_tensors', 'lsq', 'nf4', 'parq', 'percentile', 'quantize', 'quantize_cache',
     'read_cache', 'rotate', 'rotation', 'smoothquant', 'to_qwix',

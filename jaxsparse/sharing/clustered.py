@@ -39,8 +39,7 @@ def clustered(k: int = 16) -> transforms.Transform:
   pruned entries and stays zero.
 
   Args:
-    k: centroids of a matrix, 2 to 256; stored in ceil(log2 k) bits an entry, rounded up to a
-      power of two.
+    k: centroids of a matrix, 2 to 256; stored in ceil(log2 k) bits an entry, 8 for 7.
 
   Returns:
     A Transform whose latents are `Clustered(centroids)`.
@@ -58,22 +57,8 @@ def clustered(k: int = 16) -> transforms.Transform:
   if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= 256:
     raise ValueError(f'k must be an integer from 2 to 256, got {k!r}.')
 
-  @jax.jit
-  def fit(matrix):
-    x = matrix.astype(jnp.float32)
-    pruned = (x == 0).any() & (x != 0).any()
-    centroids = cluster.k_means(x, k)
-    zero = jnp.abs(centroids).argmin()
-    centroids = jnp.where(pruned, centroids.at[zero].set(0.0), centroids)
-    pinned = pruned & (jnp.arange(k) == zero)
-    index = cluster.assign(x, centroids).astype(jnp.uint8)
-    return centroids.astype(matrix.dtype), index, pinned
-
   def init(w):
-    batched = fit
-    for _ in w.shape[:-2]:
-      batched = jax.vmap(batched)
-    centroids, index, pinned = batched(w)
+    centroids, index, pinned = cluster.codebook(w, k)
     return Clustered(centroids), ClusteredState(index, pinned)
 
   def values(latents, state):

@@ -11,6 +11,7 @@ from jaxsparse.trace.costs import compile_costs
 from jaxsparse.trace.costs import fastest
 from jaxsparse.trace.costs import measure_costs
 from jaxsparse.trace.dispatch import dispatch
+from jaxsparse.trace.equalize import equalize
 from jaxsparse.trace.explain import Explained
 from jaxsparse.trace.explain import Explanation
 from jaxsparse.trace.explain import explain
@@ -45,9 +46,9 @@ from jaxsparse.trace.walk import contractions
 __all__ = [
     'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Histogram',
     'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of',
-    'calibrate', 'compile_costs', 'contractions', 'dispatch', 'explain', 'factor_speedups',
-    'fastest', 'flops', 'fold_batch_norm', 'gram', 'histogram', 'hooked', 'input_max', 'input_mean',
-    'input_norm', 'kl_ranges', 'learned_activations', 'measure_costs', 'one_shot',
-    'quantize_activations', 'quantized_products', 'range_', 'shrink', 'silence',
+    'calibrate', 'compile_costs', 'contractions', 'dispatch', 'equalize', 'explain',
+    'factor_speedups', 'fastest', 'flops', 'fold_batch_norm', 'gram', 'histogram', 'hooked',
+    'input_max', 'input_mean', 'input_norm', 'kl_ranges', 'learned_activations', 'measure_costs',
+    'one_shot', 'quantize_activations', 'quantized_products', 'range_', 'shrink', 'silence',
     'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]

@@ -55,6 +55,10 @@ class Flow:
     self._roles = {c.name: c.axes for c in found}
     self._times = collections.Counter(c.name for c in found)
 
+  def is_live(self, value: Any) -> bool:
+    """Whether a value depends on inputs; a literal does not."""
+    return isinstance(value, int) and value in self.live
+
   def leaf(self, value: Any) -> str | None:
     """The name of the weight that a value is, but for its layout; None where it is none."""
     while isinstance(value, int) and value in self.made:
@@ -81,8 +85,8 @@ class Flow:
       name, ins = step.eqn.primitive.name, step.ins
       if name in _SAME:
         value = ins[0]
-      elif name == 'add' and (ins[0] in self.live) != (ins[1] in self.live):
-        value, other = ins if ins[0] in self.live else ins[::-1]
+      elif name == 'add' and self.is_live(ins[0]) != self.is_live(ins[1]):
+        value, other = ins if self.is_live(ins[0]) else ins[::-1]
         if self.leaf(other) is None:
           return None, 'what is added before it is no weight as it is'
         added.append(self.leaf(other))
@@ -92,7 +96,7 @@ class Flow:
         return None, f'it comes after {name}, not after a product with a weight'
 
   def _product(self, ins, added):
-    weights = [self.leaf(v) for v in ins if v not in self.live]
+    weights = [self.leaf(v) for v in ins if not self.is_live(v)]
     if len(weights) != 1 or weights[0] is None:
       return None, 'the product before it has no weight as it is'
     name, = weights
@@ -100,3 +104,29 @@ class Flow:
     if self._times[name] != 1 or roles is None:
       return None, f'{name} is used in {self._times[name]} products, or its axes are lost'
     return Layer(name, roles.output[0] if len(roles.output) == 1 else None, added), ''
+
+  def product_of(self, step: couplings.Step) -> str | None:
+    """The name of the weight that a step multiplies by, if that is its only product."""
+    if step.eqn.primitive.name not in _PRODUCTS:
+      return None
+    weights = [self.leaf(v) for v in step.ins if not self.is_live(v)]
+    name = weights[0] if len(weights) == 1 else None
+    return name if self._times[name] == 1 and self._roles.get(name) is not None else None
+
+  def axis_along(self, reader: str, layer: Layer) -> int | None:
+    """The axis of the weight `reader` along which it reads the outputs of a layer, in turn.
+
+    Either they are one axis in the program, or an axis of which the outputs are the fastest part
+    (a convolution's channels, flattened). None where they are not, or something mixes them.
+    """
+    numbers = {name: n for n, name in self._names.items()}
+    channel = self.coupling.find(numbers[layer.weight], layer.axis)
+    if self.coupling.frozen(*channel):
+      return None
+    flat = [whole for whole, parts, _ in couplings.merged(self.coupling) if parts[-1] == channel]
+    found = []
+    for axis in self._roles[reader].reduction:
+      node = self.coupling.find(numbers[reader], axis)
+      if node == channel or node in flat and not self.coupling.frozen(*node):
+        found.append(axis)
+    return found[0] if len(found) == 1 else None

@@ -89,7 +89,7 @@ def _norms(flow) -> list[_Norm]:
   """The norms of a program, in its order."""
   found = []
   for step in flow.coupling.steps:
-    if step.eqn.primitive.name not in ('rsqrt', 'sqrt') or step.ins[0] in flow.live:
+    if step.eqn.primitive.name not in ('rsqrt', 'sqrt') or flow.is_live(step.ins[0]):
       continue
     inside = flow.made.get(step.ins[0])
     if inside is None or inside.eqn.primitive.name != 'add':
@@ -114,7 +114,7 @@ def _read_on(flow, step, variance, epsilon) -> _Norm:
       return nothing
     other = step.ins[1] if step.ins[0] == value else step.ins[0]
     value = step.outs[0]
-    if other in flow.live:
+    if flow.is_live(other):
       break
     if flow.leaf(other) is None or scale is not None or name == 'div':
       return nothing
@@ -123,7 +123,7 @@ def _read_on(flow, step, variance, epsilon) -> _Norm:
     return nothing
   after = flow.only_use(value)
   if scale is None and after is not None and after.eqn.primitive.name == 'mul':
-    others = [v for v in after.ins if v not in flow.live]
+    others = [v for v in after.ins if not flow.is_live(v)]
     scale = flow.leaf(others[0]) if others else None
   before = flow.made.get(other)
   if before is None or before.eqn.primitive.name != 'sub' or flow.leaf(before.ins[1]) is None:

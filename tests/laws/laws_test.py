@@ -24,8 +24,8 @@ each = parameterized.parameters(*cases.SPELLED)
 chains = st.lists(st.sampled_from(cases.SPELLED), min_size=2, max_size=3).map(' | '.join)
 
 # Law 7: how well `init` reproduces an already compressed tree; random methods are exempt.
-EXACT = ('magnitude', 'nm', 'optimal_brain', 'sparsegpt', 'wanda', 'clustered', 'lora(4',
-         'lora()', 'adalora')
+EXACT = ('magnitude', 'nm', 'optimal_brain', 'sparsegpt', 'wanda', 'clustered', 'codebook',
+         'lora(4', 'lora()', 'adalora')
 EXEMPT = ("adaround('uint4'", 'autoround', 'awq', "fake_quantize('uint4'", 'gptq', 'lsq', 'rigl',
           'l0', 'smoothquant')
 
