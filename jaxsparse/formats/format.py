@@ -52,8 +52,8 @@ class Format(abc.ABC):
 
   @property
   def nbytes(self) -> int:
-    """Bytes of the arrays held: what a checkpoint of this weight costs."""
-    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(self))
+    """Bytes of the arrays held: what a checkpoint of this weight costs; int4 codes take a half."""
+    return sum(map(_bytes, jax.tree.leaves(self)))
 
   @abc.abstractmethod
   def dense_matrix(self) -> jax.Array:
@@ -166,8 +166,14 @@ def nbytes(tree: Any) -> int:
     >>> nbytes({'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)})
     144
   """
-  return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
-             if hasattr(x, 'dtype'))
+  return sum(_bytes(x) for x in jax.tree.leaves(tree) if hasattr(x, 'dtype'))
+
+
+def _bytes(x) -> int:
+  dtype = jnp.dtype(x.dtype)
+  narrow = jnp.issubdtype(dtype, jnp.integer)   # numpy says a byte of int4 and int2 too
+  bits = jnp.iinfo(dtype).bits if narrow else 8 * dtype.itemsize
+  return -(-math.prod(x.shape) * bits // 8)
 
 
 def can_dot(w: Any, dimension_numbers) -> bool:

@@ -35,6 +35,8 @@ def test_the_same_weight_and_product(case, batch):
   ready = jsp.prepare(stored, 'tpu')['kernel']
   assert isinstance(ready, formats.TPUArray)
   assert (ready.codes.dtype, ready.backend) == (dtype, backend)
+  bits = 4 if dtype == jnp.int4 else 8
+  assert jsp.nbytes(ready) == ready.nbytes == ready.codes.size * bits // 8 + ready.scale.nbytes
   dense = stored['kernel'].todense()
   np.testing.assert_array_equal(ready.todense(), dense)
   if backend == 'xla':
