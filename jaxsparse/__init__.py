@@ -207,6 +207,7 @@ from jaxsparse.trace import input_mean
 from jaxsparse.trace import input_norm
 from jaxsparse.trace import learned_activations
 from jaxsparse.trace import measure_costs
+from jaxsparse.trace import measure_uses
 from jaxsparse.trace import one_shot
 from jaxsparse.trace import quantize_activations
 from jaxsparse.trace import quantized_products

@@ -42,6 +42,7 @@ from jaxsparse.trace.shrink import shrink
 from jaxsparse.trace.silence import silence
 from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
+from jaxsparse.trace.uses import measure_uses
 
 __all__ = [
     'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Histogram',
@@ -49,6 +50,6 @@ __all__ = [
     'calibrate', 'compile_costs', 'contractions', 'dispatch', 'equalize', 'explain',
     'factor_speedups', 'fastest', 'flops', 'fold_batch_norm', 'gram', 'histogram', 'hooked',
     'input_max', 'input_mean', 'input_norm', 'kl_ranges', 'learned_activations', 'measure_costs',
-    'one_shot', 'quantize_activations', 'quantized_products', 'range_', 'shrink', 'silence',
-    'threshold_activations', 'top_k_activations', 'zero_fraction',
+    'measure_uses', 'one_shot', 'quantize_activations', 'quantized_products', 'range_', 'shrink',
+    'silence', 'threshold_activations', 'top_k_activations', 'zero_fraction',
 ]

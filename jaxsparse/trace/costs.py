@@ -183,13 +183,16 @@ def compile_costs(packed: Any, rows: Sequence[int] | int = (1, 32), *, device=No
   return Costs(table, 'compiled')
 
 
-def fastest(packed: Any, costs: Costs, rows: int = 1) -> Any:
+def fastest(packed: Any, costs: Costs, rows: int = 1, *,
+            uses: Mapping[str, Ratio] | None = None) -> Any:
   """The tree with every weight held dense that no way to multiply makes as fast as dense.
 
   Args:
     packed: a tree with formats in it.
     costs: of `measure_costs` or `compile_costs`; what it does not know stays as it is.
     rows: rows of activations that count.
+    uses: of `measure_uses`: what a weight costs where a model uses it, in place of what `costs`
+      says of a product. Convolutions, lookups and experts are known by it alone.
 
   Returns:
     The tree: formats whose best way costs at most 1.05 of the dense product, and arrays.
@@ -202,13 +205,21 @@ def fastest(packed: Any, costs: Costs, rows: int = 1) -> Any:
     >>> jsp.is_format(jsp.fastest(packed, costs, rows=1)['w'])
     False
   """
-  def held(weight):
+  def held(name, weight):
     if not formats.is_format(weight):
       return weight
-    slow = min(r.value for r in costs.ratios(weight, rows).values()) > TOLERANCE
-    return weight.todense() if slow else weight
+    return weight.todense() if ratio_of(name, weight, rows, costs, uses)[1].value > TOLERANCE else (
+        weight)
 
-  return jax.tree.map(held, packed, is_leaf=formats.is_format)
+  leaves, rebuild = names.named_leaves(packed)
+  return rebuild([held(leaf.name, leaf.value) for leaf in leaves])
+
+
+def ratio_of(name: str, weight: formats.Format, rows: int, costs: Costs,
+             uses: Mapping[str, Ratio] | None) -> tuple[str, Ratio]:
+  """The way a weight is multiplied, and what that costs: where it is used, or of a product."""
+  way = costs.best(weight, rows)
+  return way, (uses or {}).get(name) or costs.ratios(weight, rows)[way]
 
 
 def _wanted(packed, rows):

@@ -40,7 +40,7 @@ def dispatch(fn: Callable, *, costs: costs_of.Costs | None = None) -> Callable:
   """
   def compute(contraction, x, w):
     if costs is not None and contraction.kind == 'dot' and formats.is_format(w):
-      w = _chosen(costs, contraction, x, w)
+      w = chosen(costs, contraction, x, w)
     return contraction.compute(x, w), None
 
   watched = hooks.watching(fn, compute, None)
@@ -54,7 +54,7 @@ def dispatch(fn: Callable, *, costs: costs_of.Costs | None = None) -> Callable:
   return call
 
 
-def _chosen(costs, contraction, x, w):
+def chosen(costs, contraction, x, w):
   """The weight, to be multiplied in the cheapest way; a stack at once stays as it is."""
   if w.layout.batch or not w.size or not contraction.takes(w):
     return w

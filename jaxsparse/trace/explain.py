@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxsparse.core import names
@@ -81,17 +82,20 @@ class Explanation:
     return f'<table>{table}</table>{notes}'
 
 
-def explain(packed: Any, rows: int = 1, *, costs: costs_of.Costs | None = None) -> Explanation:
+def explain(packed: Any, rows: int = 1, *, costs: costs_of.Costs | None = None,
+            uses: Mapping[str, costs_of.Ratio] | None = None) -> Explanation:
   """Says of each weight: format, kernel, expected ratio, bytes, and what kind of figure it is.
 
   Runs nothing. The kernel is the one that `dispatch` with the same costs would take for a product
-  of so many rows; lookups in a table and convolutions have ways of their own.
+  of so many rows; lookups in a table and convolutions have ways of their own,
+  which `uses` measures.
 
   Args:
     packed: a tree with formats in it; arrays of less than two axes are left out.
     rows: rows of activations: batch times tokens.
     costs: of `measure_costs` or `compile_costs`. None declares: the multiply-adds that a format
       executes over those of the dense product, which say nothing of the time to decode.
+    uses: of `measure_uses`: ratios of a weight's operations in a model, in place of a product's.
 
   Returns:
     The table; `print` it.
@@ -116,8 +120,7 @@ def explain(packed: Any, rows: int = 1, *, costs: costs_of.Costs | None = None) 
   for leaf in names.named_leaves(packed)[0]:
     value = leaf.value
     if formats.is_format(value):
-      way = costs.best(value, rows)
-      ratio = costs.ratios(value, rows)[way]
+      way, ratio = costs_of.ratio_of(leaf.name, value, rows, costs, uses)
       dense = value.size * value.dtype.itemsize
       found.append(Explained(leaf.name, _form(value), way, ratio.value, value.nbytes, dense,
                              ratio.kind))
