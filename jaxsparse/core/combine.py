@@ -113,7 +113,9 @@ def _stored_as_pruned(parts, states, stored):
   """Weights that a stage took over, in the sparse form of the stage that had pruned them."""
   for part, state in zip(parts, states):
     entries = state.entries if _is_weights_state(state) else ()
-    closed = {key: e._replace(superseded=False) for key, e in entries if e.superseded}
+    # A stage whose latents are something else (factors, codes) pruned nothing.
+    closed = {key: e._replace(superseded=False) for key, e in entries
+              if e.superseded and e.latents == weights.kind(e.layout)}
     leaves, rebuild = names.named_leaves(stored, stop=set(closed))
     held = {leaf.key: leaf.value for leaf in leaves
             if leaf.key in closed and formats.is_format(leaf.value)}

@@ -126,7 +126,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     latents, states = offered(init, layouts=layouts, stats=stats, grads=grads, **extra)(matrices)
     latents = {k: from_matrices(x, layouts[k]) for k, x in latents.items()}
     states = {k: _beside(arrays[k], from_matrices(x, layouts[k])) for k, x in states.items()}
-    entries = tuple((k, Entry(layouts[k], _kind(latents[k]))) for k in layouts)
+    entries = tuple((k, Entry(layouts[k], kind(latents[k]))) for k in layouts)
     state = WeightsState(jnp.zeros([], jnp.int32), states, entries)
     return rebuild([latents.get(leaf.key, leaf.value) for leaf in leaves]), state
 
@@ -238,17 +238,17 @@ def _check_match(found, entries, leaves):
     raise ValueError(f'The params do not match the state: {", ".join(missing)} not found; '
                      f'the tree has {", ".join(there) or "no leaves"}.')
   for key, entry in entries.items():
-    if _kind(found[key]) != entry.latents:
+    if kind(found[key]) != entry.latents:
       raise ValueError(f'{names.name_of(key)}: the params do not match the state: found '
-                       f'{_kind(found[key])}, expected {entry.latents}.')
+                       f'{kind(found[key])}, expected {entry.latents}.')
 
 
-def _kind(latents) -> str:
+def kind(latents) -> str:
   """What stands in a weight's place, shapes included: what params are compared by."""
   if hasattr(latents, 'shape'):
     return f'an array of shape {tuple(latents.shape)}'
   if hasattr(latents, '_fields'):
-    inside = ', '.join(f'{f}: {_kind(getattr(latents, f))}' for f in latents._fields)
+    inside = ', '.join(f'{f}: {kind(getattr(latents, f))}' for f in latents._fields)
     return f'{type(latents).__name__}({inside})'
   return type(latents).__name__
 
