@@ -34,6 +34,7 @@ from jaxsparse.core.schedules import cubic
 from jaxsparse.core.schedules import every
 from jaxsparse.core.schedules import linear
 from jaxsparse.core.schedules import schedule
+from jaxsparse.core.staged import staged
 from jaxsparse.core.stages import Course
 from jaxsparse.core.stages import Turn
 from jaxsparse.core.transform import Transform

@@ -162,8 +162,15 @@ def at(pattern: str, transform: Transform) -> Transform:
     _check_selected(pattern, transform, leaves, hit)
     return weights.init_selected(transform, params, hit, extra)
 
+  def following(params, state, course):
+    turn = transform.spec.next_stage(params, state, course)
+    if turn is None or turn.transform is None:
+      return turn
+    return turn._replace(transform=at(pattern, turn.transform))
+
   return transform._replace(init=init, spec=transform.spec._replace(
-      spelling=spelling, parts=(transform,)))
+      spelling=spelling, parts=(transform,),
+      next_stage=None if transform.spec.next_stage is None else following))
 
 
 def rules(pairs: list[tuple[str, Transform]]) -> Transform:

@@ -18,13 +18,13 @@ from jaxsparse.core import packed_blocks
 from jaxsparse.core import packed_masks
 from jaxsparse.core import rounds
 from jaxsparse.core import schedules
+from jaxsparse.core import staged
 from jaxsparse.core import transform as transforms
 
 _LONGEST = 10_000
 _ROOMS = (sparsity, quantization, lowrank, sharing)
 _COMBINATORS = (combine.at, combine.chain, combine.rules, frozen.frozen, packed_masks.packed_masks,
-                packed_blocks.packed_blocks,
-                transforms.identity)
+                packed_blocks.packed_blocks, staged.staged, transforms.identity)
 _SCHEDULES = (schedules.constant, schedules.cubic, schedules.linear, schedules.cosine,
               schedules.at_step, rounds.alternating, rounds.cyclic, rounds.iterative)
 

@@ -17,6 +17,10 @@ from tests.launch.runs import loop_test
 
 _TRANSFORM = "at('.*', cuttlefish(every=1, tolerance=1.0, profile='none', scaled=False, warmup=2))"
 
+_BLOCKS = [f'packed_blocks(magnitude({s}, pattern=balanced_blocks(4, 4)))'
+           for s in (0.25, 0.5, 0.75)]
+_SHRINKING = f"at('b', staged([{', '.join(_BLOCKS)}], at=(0.3, 0.6)))"
+
 
 def three_layers():
   """Three layers whose stable ranks are small from the start; only the middle one may change."""
@@ -64,6 +68,21 @@ class StagesTest(absltest.TestCase):
     self.assertEqual(loop_test.logged(folder / 'a'), loop_test.logged(folder / 'b'))
     with self.assertRaisesRegex(loop.Mismatch, 'the recipe differs'):
       loop_test.train(folder / 'b', three_layers(), 'nm(2, 4)')
+
+  def test_blocks_shrink_at_milestones_and_resume(self):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    (folder / 'a').mkdir()
+    (folder / 'b').mkdir()
+    whole, events = loop_test.train(folder / 'a', three_layers(), _SHRINKING)
+    self.assertEqual([e['step'] for e in events if e['event'] == 'stage'], [5, 10])
+    # A panel of 4 outputs holds three of its four blocks, then two, then one.
+    self.assertEqual(whole.params['b'].shape, (4, 4, 4))
+    self.assertEqual(whole.params['a'].shape, (16, 16))
+    for stop in (7, 12):
+      with self.assertRaises(loop.Preempted):
+        loop_test.train(folder / 'b', three_layers(), _SHRINKING, stop=stop)
+    resumed, _ = loop_test.train(folder / 'b', three_layers(), _SHRINKING)
+    self.assertEqual(jsp.digest(tuple(whole[:3])), jsp.digest(tuple(resumed[:3])))
 
 
 if __name__ == '__main__':
