@@ -3,13 +3,21 @@
 import collections
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxsparse.trace import coupling as couplings
 from jaxsparse.trace import dead
 from jaxsparse.trace import jaxprs
 from jaxsparse.trace import walk
 
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
-_SAME = ('convert_element_type', 'copy')
+
+
+def keeps_values(step: couplings.Step) -> bool:
+  """Whether a step copies, or casts between floats: what is scaled before it is so after it."""
+  name = step.eqn.primitive.name
+  return name == 'copy' or name == 'convert_element_type' and all(
+      jnp.issubdtype(v.aval.dtype, jnp.floating) for v in (step.eqn.invars[0], step.eqn.outvars[0]))
 
 
 class Layer(NamedTuple):
@@ -39,6 +47,8 @@ class Flow:
   def __init__(self, program: jaxprs.Program):
     self.coupling = couplings.Coupling(program.jaxpr)
     self._names = dict(zip(self.coupling.ins, program.names))
+    self._numbers = {name: n for n, name in self._names.items()}
+    self._shapes = {name: aval.shape for name, aval in zip(program.names, program.jaxpr.in_avals)}
     self.made, self.uses = {}, collections.defaultdict(list)
     self.live = {n for n, name in self._names.items() if name is None}
     for step in self.coupling.steps:
@@ -73,6 +83,17 @@ class Flow:
     found = self.uses[value]
     return found[0] if len(found) == 1 else None
 
+  def reads(self, name: str) -> int:
+    """How many steps read a weight, changes of layout followed; a result of the program is one."""
+    waiting, found = [self._numbers[name]], 0
+    while waiting:
+      for step in self.uses[waiting.pop()]:
+        if step is not None and step.eqn.primitive.name in (*dead.LAYOUT, 'copy'):
+          waiting.extend(step.outs)
+        else:
+          found += 1
+    return found
+
   def behind(self, value: int) -> tuple[Layer | None, str]:
     """The layer whose result a value is, read by nobody else; or None, and why."""
     added = []
@@ -83,7 +104,7 @@ class Flow:
       if step is None:
         return None, 'it comes right after an input'
       name, ins = step.eqn.primitive.name, step.ins
-      if name in _SAME:
+      if keeps_values(step):
         value = ins[0]
       elif name == 'add' and self.is_live(ins[0]) != self.is_live(ins[1]):
         value, other = ins if self.is_live(ins[0]) else ins[::-1]
@@ -103,7 +124,22 @@ class Flow:
     roles = self._roles.get(name)
     if self._times[name] != 1 or roles is None:
       return None, f'{name} is used in {self._times[name]} products, or its axes are lost'
-    return Layer(name, roles.output[0] if len(roles.output) == 1 else None, added), ''
+    layer = Layer(name, roles.output[0] if len(roles.output) == 1 else None, added)
+    for used in (name, *added):
+      if self.reads(used) != 1:
+        return None, f'{used} is read elsewhere too'
+    for bias in added:
+      if layer.axis is not None and not self._per_channel(bias, layer):
+        return None, f'{bias} {self._shapes[bias]} has not one entry for each output of {name}'
+    return layer, ''
+
+  def _per_channel(self, bias, layer):
+    channels = self._shapes[layer.weight][layer.axis]
+    axes = [a for a, size in enumerate(self._shapes[bias]) if size != 1]
+    if len(axes) != 1:
+      return not axes and channels == 1
+    return self.coupling.find(self._numbers[bias], axes[0]) == self.coupling.find(
+        self._numbers[layer.weight], layer.axis)
 
   def product_of(self, step: couplings.Step) -> str | None:
     """The name of the weight that a step multiplies by, if that is its only product."""
@@ -111,7 +147,8 @@ class Flow:
       return None
     weights = [self.leaf(v) for v in step.ins if not self.is_live(v)]
     name = weights[0] if len(weights) == 1 else None
-    return name if self._times[name] == 1 and self._roles.get(name) is not None else None
+    known = self._times[name] == 1 and self._roles.get(name) is not None
+    return name if known and self.reads(name) == 1 else None
 
   def axis_along(self, reader: str, layer: Layer) -> int | None:
     """The axis of the weight `reader` along which it reads the outputs of a layer, in turn.
@@ -119,7 +156,7 @@ class Flow:
     Either they are one axis in the program, or an axis of which the outputs are the fastest part
     (a convolution's channels, flattened). None where they are not, or something mixes them.
     """
-    numbers = {name: n for n, name in self._names.items()}
+    numbers = self._numbers
     channel = self.coupling.find(numbers[layer.weight], layer.axis)
     if self.coupling.frozen(*channel):
       return None

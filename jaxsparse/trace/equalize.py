@@ -100,7 +100,8 @@ def _before(flow, value):
   """What was multiplied before ReLUs, pooling and changes of layout; None where others read it."""
   while (step := flow.made.get(value)) is not None and flow.only_use(value) is not None:
     name = step.eqn.primitive.name
-    if name in dead.LAYOUT or name in ('reduce_window_max', 'reduce_window_sum') or _is_relu(step):
+    moved = name in dead.LAYOUT and name != 'convert_element_type' or dataflow.keeps_values(step)
+    if moved or name in ('reduce_window_max', 'reduce_window_sum') or _is_relu(step):
       value = step.ins[0]
     elif name in ('mul', 'div') and jaxprs.is_literal(step.ins[1]) and step.ins[1].val > 0:
       value = step.ins[0]   # the mean of a pool
@@ -122,6 +123,8 @@ def _even_out(pair, values) -> float:
   channels = first.shape[pair.first.axis]
   rest = lambda w, axis: tuple(a for a in range(w.ndim) if a != axis)
   r1 = np.abs(first).max(rest(first, pair.first.axis), initial=0.0)
+  if not channels:
+    return 0.0
   r2 = np.abs(second).max(rest(second, pair.axis), initial=0.0).reshape(-1, channels).max(0)
   usable = (r1 > 0) & (r2 > 0) & np.isfinite(r1) & np.isfinite(r2)
   scale = np.sqrt(np.where(usable, r1, 1)) / np.sqrt(np.where(usable, r2, 1))

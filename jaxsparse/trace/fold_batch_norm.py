@@ -139,6 +139,9 @@ def _fold(norm, flow, values) -> None:
   layer, why = flow.behind(norm.value)
   if layer is None:
     raise ValueError(f'{name}: {why}; leave it out with norms=.')
+  for used in (name, norm.mean, norm.scale):
+    if used is not None and flow.reads(used) != 1:
+      raise ValueError(f'{name}: {used} is read elsewhere too; leave it out with norms=.')
   variance = values[name].astype(jnp.float32)
   factor = 1 / jnp.sqrt(variance + norm.epsilon)
   if norm.scale is not None:
@@ -148,10 +151,11 @@ def _fold(norm, flow, values) -> None:
     raise ValueError(f'{name}: its {factor.shape} entries are not the outputs of {layer.weight} '
                      f'{w.shape}; leave it out with norms=.')
   along = factor.reshape([-1 if a == layer.axis else 1 for a in range(w.ndim)])
-  changed = {layer.weight: w * along.astype(w.dtype),
+  changed = {layer.weight: (w * along).astype(w.dtype),
              name: jnp.full_like(values[name], 1 - norm.epsilon)}
   for other in (norm.mean, *layer.added):
-    changed[other] = values[other] * factor.reshape(values[other].shape).astype(values[other].dtype)
+    old = values[other]
+    changed[other] = (old * factor.reshape(old.shape)).astype(old.dtype)
   if norm.scale is not None:
     changed[norm.scale] = jnp.ones_like(values[norm.scale])
   values.update(changed)
@@ -159,9 +163,12 @@ def _fold(norm, flow, values) -> None:
 
 def _check(apply_fn, params, folded, args, kwargs) -> None:
   run = jax.jit(lambda p: jax.tree.leaves(apply_fn(p, *args, **kwargs)))
+  # As coarse as the coarsest weight: a folded one is rounded anew.
+  step = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params)
+             if jnp.issubdtype(x.dtype, jnp.floating))
   for before, after in zip(run(params), run(folded)):
     before, after = (np.asarray(x, np.float64) for x in (before, after))
-    limit = 64 * float(np.finfo(np.float32).eps) * max(1.0, np.abs(before).max(initial=0.0))
+    limit = 64 * step * max(1.0, np.abs(before).max(initial=0.0))
     if not np.allclose(before, after, rtol=0, atol=max(limit, 1e-5), equal_nan=True):
       raise ValueError(f'folded, the outputs on the example inputs differ by '
                        f'{np.abs(before - after).max():.2g}; choose norms= and report the model.')

@@ -62,6 +62,19 @@ class EqualizeTest(absltest.TestCase):
                   lambda p, x: jax.nn.relu(x @ p['a'] + 1.0) @ p['b']):
       with self.assertRaisesRegex(ValueError, 'no weight is followed by a ReLU'):
         jsp.equalize(other, params, x)
+    # What others read too, or has not one entry for each channel, cannot be scaled.
+    square = {'a': jnp.ones((3, 3)), 'b': jnp.ones((3, 3)), 'bias': jnp.ones(3)}
+    layer = lambda p, x, bias: jax.nn.relu(x @ p['a'] + bias)
+    for other in (lambda p, x: layer(p, x, p['bias'][None]) @ p['b'] + p['bias'][None],
+                  lambda p, x: layer(p, x, p['bias'][:, None]) @ p['b'],
+                  lambda p, x: (layer(p, x, 0.0) @ p['b'], jnp.square(p['a']).sum()),
+                  lambda p, x: layer(p, x, 0.0) @ p['b'] + p['b'].sum(),
+                  lambda p, x: layer(p, x, 0.0).astype(jnp.int32).astype(jnp.float32) @ p['b']):
+      with self.assertRaisesRegex(ValueError, 'no weight is followed by a ReLU'):
+        jsp.equalize(other, square, jnp.ones((3, 3)))
+    empty = {'a': jnp.ones((3, 0)), 'b': jnp.ones((0, 3))}
+    self.assertEqual(jsp.equalize(lambda p, x: jax.nn.relu(x @ p['a']) @ p['b'], empty,
+                                  jnp.ones((1, 3)))['a'].shape, (3, 0))
     with self.assertRaisesRegex(ValueError, "no weight that 'c' matches"):
       jsp.equalize(fn, params, x, weights='c')
     with self.assertRaisesRegex(ValueError, 'got 0'):

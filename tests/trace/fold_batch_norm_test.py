@@ -82,8 +82,9 @@ class FoldTest(absltest.TestCase):
 
   def test_what_cannot_be_folded_is_named(self):
     norm = lambda p, y: (y - p['mean'][None]) * jax.lax.rsqrt(p['var'][None] + 1e-5)
-    params = _filled({'w': jnp.ones((3, 3)), 'mean': jnp.ones(3), 'var': jnp.ones(3)})
-    x = jnp.ones((2, 3))
+    params = _filled({'w': jnp.ones((3, 3)), 'mean': jnp.ones(3), 'var': jnp.ones(3),
+                      'b': jnp.ones(3)})
+    x = jnp.ones((3, 3))
     for fn, message in (
         (lambda p, x: norm(p, x), 'var: it comes right after an input'),
         (lambda p, x: norm(p, jax.nn.relu(x @ p['w'])), 'var: it comes after '),
@@ -91,12 +92,25 @@ class FoldTest(absltest.TestCase):
         (lambda p, x: (y := x @ p['w']) + norm(p, y), 'var: something else reads'),
         (lambda p, x: norm(p, x @ jnp.tanh(p['w'])), 'has no weight as it is'),
         (lambda p, x: x @ p['w'] * jax.lax.rsqrt(p['var'][None] + 1e-5), 'not that of a batch'),
+        (lambda p, x: norm(p, x @ p['w']) + p['mean'][None], 'var: mean is read elsewhere too'),
+        (lambda p, x: norm(p, x @ p['w']) + jnp.square(p['w']).sum(), 'w is read elsewhere too'),
+        (lambda p, x: norm(p, x @ p['w'] + p['b'][:, None]), 'has not one entry for each output'),
         (lambda p, x: x @ p['w'], 'by no variance among the params'),
     ):
       with self.assertRaisesRegex(ValueError, message):
         jsp.fold_batch_norm(fn, params, x)
     with self.assertRaisesRegex(ValueError, "that 'v' matches"):
       jsp.fold_batch_norm(lambda p, x: norm(p, x @ p['w']), params, x, norms='v')
+
+  def test_half_precision_is_rounded_once(self):
+    fn = lambda p, x: ((x.astype(p['w'].dtype) @ p['w'] - p['mean'][None])
+                       * jax.lax.rsqrt(p['var'][None] + 1e-5))
+    params = _filled({'w': jnp.ones((4, 3)), 'mean': jnp.ones(3), 'var': jnp.ones(3)})
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    folded = jsp.fold_batch_norm(fn, half, jnp.ones((2, 4)))
+    self.assertEqual(folded['w'].dtype, jnp.bfloat16)
+    wanted = np.float32(half['w']) / np.sqrt(np.float32(half['var']) + np.float32(1e-5))
+    np.testing.assert_array_equal(folded['w'], jnp.asarray(wanted, jnp.bfloat16))
 
 
 if __name__ == '__main__':
