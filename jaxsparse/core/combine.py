@@ -162,15 +162,10 @@ def at(pattern: str, transform: Transform) -> Transform:
     _check_selected(pattern, transform, leaves, hit)
     return weights.init_selected(transform, params, hit, extra)
 
-  def following(params, state, course):
-    turn = transform.spec.next_stage(params, state, course)
-    if turn is None or turn.transform is None:
-      return turn
-    return turn._replace(transform=at(pattern, turn.transform))
-
+  following = staging.of_parts((transform,), lambda parts: at(pattern, *parts), only_first=True)
   return transform._replace(init=init, spec=transform.spec._replace(
-      spelling=spelling, parts=(transform,),
-      next_stage=None if transform.spec.next_stage is None else following))
+      spelling=spelling, parts=(transform,), next_stage=following and (
+          lambda params, state, course: following(params, (state,), course))))
 
 
 def rules(pairs: list[tuple[str, Transform]]) -> Transform:

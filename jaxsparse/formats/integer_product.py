@@ -20,7 +20,7 @@ from jaxsparse.numerics import grids
 from jaxsparse.numerics import rounding
 from jaxsparse.numerics import scales
 
-_LONGEST = 2**31 // 128**2 - 1   # products of int8 that an int32 holds
+LONGEST = 2**31 // 128**2 - 1   # products of int8 that an int32 holds
 
 
 def contracts_integers(w, grid: grids.Grid) -> bool:
@@ -29,9 +29,9 @@ def contracts_integers(w, grid: grids.Grid) -> bool:
     plain = w.scale.shape[-2] == 1
   else:
     plain = isinstance(w, quantized.QArray) and isinstance(w.codes, packed.PackedInts)
-    plain = plain and w.group is None and w.zero is None and w.factor is None and w.grid.is_integer
+    plain = plain and w.is_plain and w.group is None
   return (plain and w.input_scale is None and grid.is_integer and not grid.zero_point
-          and w.layout.matrix_shape[-2] <= _LONGEST)
+          and w.layout.matrix_shape[-2] <= LONGEST)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['stored', 'step'],

@@ -163,9 +163,7 @@ def laid_out(stored: formats.Format) -> formats.Format:
 def _prepared_quantized(stored):
   grid, scale, layout = stored.grid, stored.scale_values, stored.layout
   depth = layout.matrix_shape[-2]
-  plain = grid.is_integer and stored.zero is None and stored.factor is None
-  plain = plain and depth <= activations.MOST_DEPTH and scale.dtype == jnp.float32
-  if not plain or isinstance(stored.group, tuple):
+  if not stored.is_plain or depth > activations.MOST_DEPTH or scale.dtype != jnp.float32:
     return stored
   sparse = formats.is_format(stored.codes)
   codes = stored.codes.dense_matrix() if sparse else packed.unpacked(stored.codes)

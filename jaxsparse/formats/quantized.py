@@ -103,6 +103,12 @@ class QArray(formats.Format):
     """The scales as numbers, however they are stored."""
     return _numbers(self.scale)
 
+  @property
+  def is_plain(self) -> bool:
+    """Whether this is signed integers times scales of columns or groups, and no more."""
+    return (self.grid.is_integer and self.zero is None and self.factor is None
+            and not isinstance(self.group, tuple))
+
   @classmethod
   def encode(cls, matrix, scale, layout, grid, group=None) -> 'QArray':
     """Stores a matrix `[*batch, R, O]` (array, or sparse format of it) on `grid`.

@@ -79,13 +79,9 @@ def laid_out(stored: formats.Format) -> formats.Format:
   if not isinstance(stored, quantized.QArray) or not isinstance(stored.codes, packed.PackedInts):
     return stored
   grid, scale = stored.grid, stored.scale_values
-  plain = grid.is_integer and not grid.zero_point and stored.zero is None
-  plain = plain and stored.factor is None and not isinstance(stored.group, tuple)
-  if not plain or scale.dtype != jnp.float32 or not stored.size:
+  if not stored.is_plain or scale.dtype != jnp.float32 or not stored.size:
     return stored
   codes = stored.codes.unpack()
-  if codes.dtype != jnp.int8:
-    return stored
   codes = codes.astype(jnp.int4) if grid.low >= -8 and grid.high <= 7 else codes
   scale = jnp.broadcast_to(scale, (*codes.shape[:-2], scale.shape[-2], codes.shape[-1]))
   if stored.group is None:

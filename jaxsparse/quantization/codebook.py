@@ -11,6 +11,7 @@ from jaxsparse.core import transform as transforms
 from jaxsparse.formats import codebook as formats
 from jaxsparse.formats import packed
 from jaxsparse.numerics import cluster
+from jaxsparse.quantization import frozen
 
 
 def codebook(bits: int = 4) -> transforms.Transform:
@@ -43,6 +44,5 @@ def codebook(bits: int = 4) -> transforms.Transform:
     index = packed.PackedInts.pack(index, bits, signed=False)
     return names.Frozen(), formats.CodebookArray(values, index, layout.astype(w.dtype))
 
-  p = parametrization.Parametrization(
-      init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)
-  return parametrization.leafwise(p, spec=transforms.Spec(spelling, restructures=True))
+  return parametrization.leafwise(frozen.codes(init),
+                                  spec=transforms.Spec(spelling, restructures=True))

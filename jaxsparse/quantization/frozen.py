@@ -15,12 +15,12 @@ from jaxsparse.quantization import scheme as schemes
 
 def on_grid(scheme: schemes.Scheme) -> parametrization.Parametrization:
   """A weight whose codes are its state."""
-  return _codes(lambda w, *, layout: (names.Frozen(), scheme.store(w, layout)))
+  return codes(lambda w, *, layout: (names.Frozen(), scheme.store(w, layout)))
 
 
 def from_statistics(init: Callable, spelling: Any) -> transforms.Transform:
   """The transform whose `init(w, *, stats, layout)` gives the codes of each weight, once."""
-  return parametrization.leafwise(_codes(init), spec=transforms.Spec(
+  return parametrization.leafwise(codes(init), spec=transforms.Spec(
       spelling, restructures=True, needs=frozenset(['stats'])))
 
 
@@ -44,15 +44,16 @@ def from_gram(scheme: schemes.Scheme, spelling: Any, solve: Callable, *,
       values, codes, new = solve(x, gram, given)
       return values, codes, *((None, None) if new is None else (new.scale, new.zero))
 
-    _, codes, steps, zeros = calibration.by_group(
+    _, found_codes, steps, zeros = calibration.by_group(
         compress, w, calibration.gram_of(stats, layout), layout.matrix_shape[-1])
     fitted = found if steps is None else scales.Scale(steps, zeros)
     return names.Frozen(), quantized.QArray.of_codes(
-        codes, fitted, layout.astype(w.dtype), scheme.grid, scheme.group)
+        found_codes, fitted, layout.astype(w.dtype), scheme.grid, scheme.group)
 
   return from_statistics(init, spelling)
 
 
-def _codes(init):
+def codes(init: Callable) -> parametrization.Parametrization:
+  """A weight that is the format which `init` finds, of whatever it is offered: its state."""
   return parametrization.Parametrization(
       init, lambda latents, state: state.dense_matrix(), None, lambda latents, state: state)

@@ -117,6 +117,7 @@ def _natural(name, stored):
 def _ours(name, theirs, given):
   codes, scale, zero = theirs.qvalue, theirs.scale, theirs.zero_point
   kind = str(getattr(theirs, 'qtype', None) or codes.dtype)
+  unsigned = codes.dtype.name.startswith('u')
   layout = roles.Layout(codes.shape, scale.dtype, roles.DimensionNumbers(
       *(given or roles.known_axes(name, codes.shape))))
   floats = {g.floating: g for g in grids.GRIDS.values() if g.floating}
@@ -126,11 +127,11 @@ def _ours(name, theirs, given):
   elif codes.dtype.name in ('int2', 'int4', 'int8', 'uint4', 'uint8') and 'nf' not in kind:
     bits = 8 if codes.dtype.name.endswith('8') else 4
     codes = codes.astype(jnp.int32)
-    if zero is None and not theirs.qvalue.dtype.name.startswith('u'):
+    if zero is None and not unsigned:
       grid = grids.integer(bits, narrow=False)
     else:
       # A zero point of signed codes is one of unsigned codes half the range above.
-      shift = 0 if theirs.qvalue.dtype.name.startswith('u') else 2 ** (bits - 1)
+      shift = 0 if unsigned else 2 ** (bits - 1)
       grid = grids.grid(f'uint{bits}')
       codes = codes + shift
       zero = jnp.zeros(scale.shape, jnp.float32) if zero is None else zero.astype(jnp.float32)

@@ -71,7 +71,47 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
 
   @functools.wraps(apply_fn)
   def call(params, *args, **kwargs):
-    needed, met = wanted(params, pattern), set()
+    def take(contraction, x, w):
+      x, w, rows = _smoothed(contraction, x, w)
+      integers = (contraction.kind == 'dot' and integer_product.contracts_integers(w, grid)
+                  and contraction.takes(w))
+      if integers and granularity == 'row':
+        return contraction.compute(x, integer_product.IntegerProduct(w, None, grid))
+      if ranges is None:
+        axes = None if granularity == 'tensor' else within_row(contraction, x)
+        scale = _dynamic(x.astype(jnp.float32), grid, axes)
+      else:
+        scale = _static(contraction.name, ranges, grid, rows)
+      if integers:
+        return contraction.compute(x, integer_product.IntegerProduct(w, scale.scale, grid))
+      return contraction.compute(_rounded(x, grid, scale), w)
+
+    also = (ranges or ()) if pattern is None else ()
+    out, missed = at_products(apply_fn, pattern, take, also)(params, *args, **kwargs)
+    if missed:
+      raise ValueError(f'{", ".join(sorted(missed))}: no product took the weight, so that its '
+                       'inputs would stay float; multiply by it as it is, or leave it out of the '
+                       'ranges, the pattern or the compression.')
+    return out
+
+  return call
+
+
+def at_products(apply_fn: Callable, pattern: Any, take: Callable, also=()) -> Callable:
+  """`apply_fn` with something else in place of its float products with weights.
+
+  Args:
+    apply_fn: called as `apply_fn(params, *args, **kwargs)`.
+    pattern: compiled, of the names of the weights whose products are taken; None: of all.
+    take: `(contraction, x, w) -> y` stands for such a product; lookups are left alone.
+    also: names of more weights that are to meet a product.
+
+  Returns:
+    `run(params, *args, **kwargs) = (out, missed)`: the names of the weights that were to meet a
+    product (of the pattern; without one all that are stored) and met none.
+  """
+  def run(params, *args, **kwargs):
+    needed, met = {*_wanted(params, pattern), *also}, set()
 
     def hook(contraction, x, w):
       name = contraction.name
@@ -80,32 +120,15 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
         met.update([name] if pattern is None else [])
         return contraction.compute(x, w), None
       met.add(name)
-      x, w, rows = _smoothed(contraction, x, w)
-      integers = (contraction.kind == 'dot' and integer_product.contracts_integers(w, grid)
-                  and contraction.takes(w))
-      if integers and granularity == 'row':
-        return contraction.compute(x, integer_product.IntegerProduct(w, None, grid)), None
-      if ranges is None:
-        axes = None if granularity == 'tensor' else within_row(contraction, x)
-        scale = _dynamic(x.astype(jnp.float32), grid, axes)
-      else:
-        scale = _static(name, ranges, grid, rows)
-      if integers:
-        return contraction.compute(x, integer_product.IntegerProduct(w, scale.scale, grid)), None
-      return contraction.compute(_rounded(x, grid, scale), w), None
+      return take(contraction, x, w), None
 
-    out = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)[0]
-    missed = sorted({*needed, *(ranges or ())} - met) if pattern is None else sorted(needed - met)
-    if missed:
-      raise ValueError(f'{", ".join(missed)}: no product took the weight, so that its inputs would '
-                       'stay float; multiply by it as it is, or leave it out of the ranges, the '
-                       'pattern or the compression.')
-    return out
+    out, _ = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)
+    return out, needed - met
 
-  return call
+  return run
 
 
-def wanted(params, pattern) -> set[str]:
+def _wanted(params, pattern) -> set[str]:
   """Names of the weights that are to meet a product: those of the pattern, or stored formats."""
   leaves = names.named_leaves(params)[0]
   if pattern is None:

@@ -127,7 +127,7 @@ def measure_costs(packed: Any, rows: Sequence[int] | int = (1, 32), *,
   """
   wanted = _wanted(packed, rows)
   for weight, _ in wanted.values():
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weight)):
+    if is_traced(weight):
       raise TypeError('measure_costs runs products, so it takes concrete weights: call it outside '
                       'of jit.')
   path = cost_cache.default_path() if cache is None else pathlib.Path(cache)
@@ -208,8 +208,8 @@ def fastest(packed: Any, costs: Costs, rows: int = 1, *,
   def held(name, weight):
     if not formats.is_format(weight):
       return weight
-    return weight.todense() if ratio_of(name, weight, rows, costs, uses)[1].value > TOLERANCE else (
-        weight)
+    _, ratio = ratio_of(name, weight, rows, costs, uses)
+    return weight.todense() if ratio.value > TOLERANCE else weight
 
   leaves, rebuild = names.named_leaves(packed)
   return rebuild([held(leaf.name, leaf.value) for leaf in leaves])
@@ -220,6 +220,11 @@ def ratio_of(name: str, weight: formats.Format, rows: int, costs: Costs,
   """The way a weight is multiplied, and what that costs: where it is used, or of a product."""
   way = costs.best(weight, rows)
   return way, (uses or {}).get(name) or costs.ratios(weight, rows)[way]
+
+
+def is_traced(weight: formats.Format) -> bool:
+  """Whether an array of the weight has no values yet."""
+  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weight))
 
 
 def _wanted(packed, rows):

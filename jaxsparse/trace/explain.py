@@ -87,8 +87,8 @@ def explain(packed: Any, rows: int = 1, *, costs: costs_of.Costs | None = None,
   """Says of each weight: format, kernel, expected ratio, bytes, and what kind of figure it is.
 
   Runs nothing. The kernel is the one that `dispatch` with the same costs would take for a product
-  of so many rows; lookups in a table and convolutions have ways of their own,
-  which `uses` measures.
+  of so many rows; lookups in a table and convolutions have ways of their own, which
+  `measure_uses` times.
 
   Args:
     packed: a tree with formats in it; arrays of less than two axes are left out.

@@ -24,15 +24,13 @@ import numpy as np
 
 from jaxsparse.core import names
 from jaxsparse.formats import format as formats
+from jaxsparse.formats import integer_product
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import hashing
 from jaxsparse.numerics import rounding
 from jaxsparse.numerics import scales
 from jaxsparse.trace import activations
 from jaxsparse.trace import contraction as contractions
-from jaxsparse.trace import hooks
-
-_LONGEST = 2**31 // 128**2 - 1   # products of int8 that an int32 holds
 
 
 def quantized_products(apply_fn: Callable, dtype: str = 'int8', *,
@@ -79,23 +77,15 @@ def quantized_products(apply_fn: Callable, dtype: str = 'int8', *,
 
   @functools.wraps(apply_fn)
   def call(params, count, *args, **kwargs):
-    wanted, met = activations.wanted(params, pattern), set()
-
-    def hook(contraction, x, w):
-      name = contraction.name
-      if contraction.kind == 'gather' or not jnp.issubdtype(x.dtype, jnp.floating) or (
-          pattern is not None and not pattern.fullmatch(name)):
-        met.update([name] if pattern is None else [])
-        return contraction.compute(x, w), None
-      met.add(name)
+    def take(contraction, x, w):
       if formats.is_format(w):
         w = contractions.dense(w, contraction.origin, contraction.dtype)
-      place = zlib.crc32(f'{name} {contraction.site}'.encode())
-      return _differentiable(contraction, chosen)(x, w, rounding.mix(seed, place, count)), None
+      place = zlib.crc32(f'{contraction.name} {contraction.site}'.encode())
+      return _differentiable(contraction, chosen)(x, w, rounding.mix(seed, place, count))
 
-    out, _ = hooks.watching(apply_fn, hook, None)(params, *args, **kwargs)
-    if wanted - met:
-      raise ValueError(f'{", ".join(sorted(wanted - met))}: no product took the weight, which '
+    out, missed = activations.at_products(apply_fn, pattern, take)(params, *args, **kwargs)
+    if missed:
+      raise ValueError(f'{", ".join(sorted(missed))}: no product took the weight, which '
                        'would stay float; multiply by it as it is, or leave it out of the pattern.')
     return out
 
@@ -208,7 +198,7 @@ def _summed(a: _Codes, b: _Codes, out: list) -> jax.Array:
   integers = a.values.dtype == b.values.dtype == jnp.int8
   length = math.prod(size for size, label in zip(a.values.shape, a.labels) if label not in out)
   one, other = a.values, b.values
-  if not integers or length > _LONGEST:
+  if not integers or length > integer_product.LONGEST:
     kind = jnp.float32
     if integers or one.dtype != other.dtype:
       one, other = one.astype(kind), other.astype(kind)

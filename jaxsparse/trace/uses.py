@@ -53,7 +53,7 @@ def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None 
   stored = {leaf.name: leaf.value for leaf in names.named_leaves(packed)[0]
             if formats.is_format(leaf.value)}
   for name, weight in stored.items():
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weight)):
+    if costs_of.is_traced(weight):
       raise TypeError(f'{name}: measure_uses runs operations, so it takes concrete weights: call '
                       'it outside of jit.')
   found = []
@@ -78,9 +78,8 @@ def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None 
 
 def _times(contraction, x, weight, costs):
   """Seconds of one operation with the weight stored, and dense."""
-  rest = tuple(_groups(v, contraction, x) if i not in (contraction.operand, contraction.input)
-               else v for i, v in enumerate(contraction.operands))
-  contraction = dataclasses.replace(contraction, operands=rest)
+  contraction = dataclasses.replace(contraction, operands=tuple(
+      _even(v, x) if n > 1 else v for n, v in enumerate(contraction.operands)))
   given = _input(contraction, x)
   dense = timing.noise(1, jax.ShapeDtypeStruct(contraction.operand_shape, contraction.dtype))
 
@@ -103,12 +102,9 @@ def _input(contraction, x):
   return jnp.asarray(np.random.default_rng(0).integers(0, max(least, 1), x.shape), x.dtype)
 
 
-def _groups(value, contraction, x):
-  """Even sizes of ragged groups, and zeros for whatever else an operation takes."""
-  if contraction.kind != 'ragged_dot' or not hasattr(value, 'shape'):
-    return jnp.zeros(value.shape, value.dtype) if hasattr(value, 'shape') else value
-  rows = x.shape[-2] // max(value.shape[-1], 1)
-  return jnp.full(value.shape, rows, value.dtype)
+def _even(sizes, x):
+  """Even sizes of ragged groups, which a trace does not know: what operations take beside x, w."""
+  return jnp.full(sizes.shape, x.shape[-2] // max(sizes.shape[-1], 1), sizes.dtype)
 
 
 def _slice(weight, seen):
