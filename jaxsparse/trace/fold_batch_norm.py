@@ -94,10 +94,10 @@ def _norms(flow) -> list[_Norm]:
     inside = flow.made.get(step.ins[0])
     if inside is None or inside.eqn.primitive.name != 'add':
       continue
-    variance = flow.leaf(inside.ins[0])
-    epsilon = inside.ins[1]
-    if variance is not None and jaxprs.is_literal(epsilon) and np.ndim(epsilon.val) == 0:
-      found.append(_read_on(flow, step, variance, float(epsilon.val)))
+    for summand, epsilon in (inside.ins, inside.ins[::-1]):
+      variance = flow.leaf(summand)
+      if variance is not None and jaxprs.is_literal(epsilon) and np.ndim(epsilon.val) == 0:
+        found.append(_read_on(flow, step, variance, float(epsilon.val)))
   return found
 
 
@@ -144,6 +144,10 @@ def _fold(norm, flow, values) -> None:
       raise ValueError(f'{name}: {used} is read elsewhere too; leave it out with norms=.')
   variance = values[name].astype(jnp.float32)
   factor = 1 / jnp.sqrt(variance + norm.epsilon)
+  for other in (norm.mean, norm.scale, *layer.added):
+    if other is not None and values[other].size != factor.size:
+      raise ValueError(f'{name}: {other} has {values[other].size} entries, expected one for each of '
+                       f'its {factor.size}; leave it out with norms=.')
   if norm.scale is not None:
     factor = factor * values[norm.scale].astype(jnp.float32).reshape(factor.shape)
   w = values[layer.weight]

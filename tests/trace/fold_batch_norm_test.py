@@ -83,7 +83,7 @@ class FoldTest(absltest.TestCase):
   def test_what_cannot_be_folded_is_named(self):
     norm = lambda p, y: (y - p['mean'][None]) * jax.lax.rsqrt(p['var'][None] + 1e-5)
     params = _filled({'w': jnp.ones((3, 3)), 'mean': jnp.ones(3), 'var': jnp.ones(3),
-                      'b': jnp.ones(3)})
+                      'b': jnp.ones(3), 'gain': jnp.ones(())})
     x = jnp.ones((3, 3))
     for fn, message in (
         (lambda p, x: norm(p, x), 'var: it comes right after an input'),
@@ -95,12 +95,22 @@ class FoldTest(absltest.TestCase):
         (lambda p, x: norm(p, x @ p['w']) + p['mean'][None], 'var: mean is read elsewhere too'),
         (lambda p, x: norm(p, x @ p['w']) + jnp.square(p['w']).sum(), 'w is read elsewhere too'),
         (lambda p, x: norm(p, x @ p['w'] + p['b'][:, None]), 'has not one entry for each output'),
+        (lambda p, x: norm(p, x @ p['w']) * p['gain'], 'var: gain has 1 entries, expected one'),
         (lambda p, x: x @ p['w'], 'by no variance among the params'),
     ):
       with self.assertRaisesRegex(ValueError, message):
         jsp.fold_batch_norm(fn, params, x)
     with self.assertRaisesRegex(ValueError, "that 'v' matches"):
       jsp.fold_batch_norm(lambda p, x: norm(p, x @ p['w']), params, x, norms='v')
+
+  def test_the_order_of_a_sum_or_product_does_not_matter(self):
+    params = _filled({'w': jnp.ones((4, 3)), 'mean': jnp.ones(3), 'var': jnp.ones(3),
+                      'scale': jnp.ones(3)})
+    fn = lambda p, x: (p['scale'][None] * jax.lax.rsqrt(1e-5 + p['var'][None])
+                       * (x @ p['w'] - p['mean'][None]))
+    folded = jsp.fold_batch_norm(fn, params, jnp.ones((2, 4)))
+    factor = np.asarray(params['scale']) / np.sqrt(np.asarray(params['var']) + 1e-5)
+    np.testing.assert_allclose(folded['w'], np.asarray(params['w']) * factor, rtol=1e-5)
 
   def test_half_precision_is_rounded_once(self):
     fn = lambda p, x: ((x.astype(p['w'].dtype) @ p['w'] - p['mean'][None])
