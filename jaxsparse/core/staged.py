@@ -23,9 +23,9 @@ def staged(parts: Any, *, at: Any, warmup: int = 0) -> transforms.Transform:
               packed_blocks(magnitude(0.875, pattern=balanced_blocks(64, 64)))], at=(0.2, 0.5))
 
   A stage starts from what the one before makes of the weights (`restage`): a criterion that ranks
-  zeros last goes on from the blocks that were kept. The optimizer's state of params that keep
-  their shape goes on, that of others starts at zero. `launch.run` takes the steps between; in a
-  loop of your own ask `transform.spec.next_stage` as `Course` says.
+  zeros last goes on from the blocks that were kept. The optimizer's state goes on where params keep
+  their shape, and for stored blocks that stay; elsewhere it starts at zero. `launch.run` takes the
+  steps between; in a loop of your own ask `transform.spec.next_stage` as `Course` says.
 
   Args:
     parts: transforms in the order of use, none of which changes by itself.

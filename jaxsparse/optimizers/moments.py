@@ -1,6 +1,7 @@
 """Optimizer states that follow the weights through mask and structure changes."""
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,30 +66,88 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
 
 def _relaid(tx, params, opt_state, old_state, new_state):
   """Stored blocks moved to the slots of a new mask, zeros in those that are new to it."""
-  old, new = masks.block_masks(old_state), masks.block_masks(new_state)
-  moved = {key for key in new if new[key] is not old[key]}
-  if not moved:
+  places = _places(params, old_state, new_state)
+  if places is None:
     return params, opt_state
+  return jax.tree.map(_moved, params, places), _all_moved(tx, opt_state, places)
+
+
+def relay(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_state: Any,
+          new_state: Any) -> Any:
+  """Moments of stored blocks (`packed_blocks`) laid out for the masks of another transform.
+
+  Args:
+    tx: the optimizer whose state it is.
+    params: latents of the new transform, of the old one's structure; panels `[..., G, S * bk, bn]`
+      may hold another number `S` of blocks.
+    opt_state: the optimizer's state on the old latents.
+    old_state: the old transform's state.
+    new_state: the new one's.
+
+  Returns:
+    The optimizer's state: blocks that both masks keep have theirs, others zeros. Weights whose
+    blocks have another size are left as they are.
+  """
+  places = _places(params, old_state, new_state)
+  return opt_state if places is None else _all_moved(tx, opt_state, places)
+
+
+class _Place(NamedTuple):
+  """Where the blocks of a weight's panels come from.
+
+  Attributes:
+    source: int32 `[..., G, S]`: the slot each was in, one past the last where it was in none.
+    slots: of a panel before.
+    rows: of a block.
+  """
+
+  source: jax.Array
+  slots: int
+  rows: int
+
+
+def _places(params, old_state, new_state):
+  """A `_Place` for each param held as blocks whose mask is another, None for others; or None."""
+  old, new = masks.block_masks(old_state), masks.block_masks(new_state)
+  found = {}
+  for key in new.keys() & old.keys():
+    before, after = old[key], new[key]
+    if after is before or (before.block, before.kidx.shape[:-1]) != (
+        after.block, after.kidx.shape[:-1]):
+      continue
+    same = after.kidx[..., :, None] == before.kidx[..., None, :]
+    slots = same.shape[-1]
+    found[key] = _Place(jnp.where(same.any(-1), same.argmax(-1), slots), slots, after.block[0])
+  if not found:
+    return None
   leaves, rebuild = names.named_leaves(params)
-  # The index of each slot's block in the old layout, one past the end where it was not kept.
-  sources = {}
-  for key in moved:
-    same = new[key].kidx[..., :, None] == old[key].kidx[..., None, :]
-    sources[key] = jnp.where(same.any(-1), same.argmax(-1), same.shape[-1])
-  source_tree = rebuild([sources.get(leaf.key, jnp.zeros((), jnp.int32)) for leaf in leaves])
+  return rebuild([_Leaf(found.get(leaf.key)) for leaf in leaves])
 
-  def move(x, source):
-    if not source.ndim or getattr(x, 'ndim', 0) != source.ndim + 1:
-      return x
-    slots = source.shape[-1]
-    blocks = x.reshape(*source.shape, x.shape[-2] // slots, x.shape[-1])
-    blocks = jnp.pad(blocks, [(0, 0)] * (source.ndim - 1) + [(0, 1), (0, 0), (0, 0)])
-    return jnp.take_along_axis(blocks, source[..., None, None], axis=-3).reshape(x.shape)
 
-  owned = lambda x, source: x if isinstance(x, optax.MaskedNode) else move(x, source)
-  params = jax.tree.map(move, params, source_tree)
-  return params, optax.tree_map_params(
-      tx, owned, opt_state, source_tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+  """Hides a place from trees."""
+
+  place: _Place | None
+
+
+def _all_moved(tx, opt_state, places):
+  owned = lambda x, leaf: x if isinstance(x, optax.MaskedNode) else _moved(x, leaf)
+  return optax.tree_map_params(tx, owned, opt_state, places,
+                               is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
+
+def _moved(x, leaf):
+  # Optimizers also hold per-parameter scalars and factored statistics; those have other shapes.
+  if leaf.place is None:
+    return x
+  source, slots, rows = leaf.place
+  if jnp.shape(x)[:-1] != (*source.shape[:-1], slots * rows):
+    return x
+  blocks = x.reshape(*source.shape[:-1], slots, rows, x.shape[-1])
+  blocks = jnp.pad(blocks, [(0, 0)] * (source.ndim - 1) + [(0, 1), (0, 0), (0, 0)])
+  found = jnp.take_along_axis(blocks, source[..., None, None], axis=-3)
+  return found.reshape(*source.shape[:-1], -1, x.shape[-1])
 
 
 def transplant(new: Any, old: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from jaxsparse.core import transform as transforms
@@ -28,7 +29,8 @@ def restage(old: transforms.Transform, new: transforms.Transform, params: Any, s
 
   Returns:
     `(params, state, opt_state)` of `new`; leaves of the optimizer state with the same path, shape
-    and dtype keep their values, the step count among them.
+    and dtype keep their values, the step count among them, and so do moments of blocks that both
+    store (`packed_blocks`).
 
   Example:
     >>> import jax.numpy as jnp, jaxsparse as jsp
@@ -38,7 +40,9 @@ def restage(old: transforms.Transform, new: transforms.Transform, params: Any, s
     >>> params['kernel'].u.shape
     (4, 1)
   """
-  params, state = _init(old, new, params, state, extra)
+  before, (params, state) = (params, state), _init(old, new, params, state, extra)
+  if jax.tree.structure(before[0]) == jax.tree.structure(params):
+    opt_state = moments.relay(tx, params, opt_state, before[1], state)
   return params, state, moments.transplant(tx.init(params), opt_state)
 
 

@@ -40,6 +40,26 @@ class StagedTest(parameterized.TestCase):
     self.assertEqual(latents['kernel'].size, 64)
     self.assertIsNone(transform.spec.next_stage)
 
+  def test_moments_of_blocks_that_stay_go_on(self):
+    blocks = lambda sparsity: jsp.packed_blocks(
+        jsp.magnitude(sparsity, pattern=jsp.balanced_blocks(4, 4)))
+    old, new, tx = blocks(0.5), blocks(0.75), optax.adam(1e-2)
+    rng = np.random.default_rng(0)
+    make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params, state = old.init({'kernel': make(16, 24), 'stack': make(2, 16, 16), 'bias': make(24)})
+    opt_state = tx.init(params)
+    updates, opt_state = tx.update(jax.tree.map(lambda x: make(*x.shape), params), opt_state, params)
+    params = optax.apply_updates(params, updates)
+    dense = lambda transform, params, state: jsp.densify(transform.apply(params, state))
+    before = dense(old, opt_state[0].mu, state)
+    params, state, opt_state = jsp.restage(old, new, params, state, opt_state, tx)
+    self.assertEqual(int(opt_state[0].count), 1)
+    after = dense(new, opt_state[0].mu, state)
+    for name, mask in jsp.masks(state).items():
+      self.assertLess(params[name].size, before[name].size / 3)
+      np.testing.assert_array_equal(after[name], np.where(mask, before[name], 0))
+    np.testing.assert_array_equal(after['bias'], before['bias'])
+
   def test_spelled_and_parsed_under_at(self):
     text = "at('.*kernel', staged([magnitude(0.5), magnitude(0.75)], at=(0.5,), warmup=3))"
     transform = jsp.parse(text)
