@@ -10,6 +10,7 @@ nothing.
 """
 
 import re
+from typing import NamedTuple
 
 from jaxsparse.core import names
 from jaxsparse.core import spelling as spell
@@ -24,17 +25,39 @@ _PROFILES = ('time', 'cost', 'none')
 _MOST_LOOKS = 48
 
 
+class _Manner(NamedTuple):
+  """Arguments of `cuttlefish` that depend on the kind of model."""
+
+  cap: float
+  scaled: bool
+  accumulated: float
+  warmup: int
+  rate: float
+
+
+_ORDINARY = _Manner(cap=0.5, scaled=True, accumulated=0.0, warmup=5, rate=1 / 3)
+_PAPERS_TRANSFORMER = _ORDINARY._replace(accumulated=0.8)
+# Found on the byte language model by its loss on fresh training text (BUILD_NOTES.md). Scaled
+# stable ranks of its narrow weights stay full; what it learns late it learns in factors as well.
+_TRANSFORMER = _Manner(cap=0.2, scaled=False, accumulated=0.62, warmup=2, rate=1.0)
+
+
 def cuttlefish(*, every: int | None = None, tolerance: float | None = None, window: int = 5,
-               last: int = 5, earliest: int = 5, cap: float = 0.5, paper: bool = False,
-               scaled: bool = True, accumulated: float | None = None, multiple: int = 1,
+               last: int = 5, earliest: int = 5, cap: float | None = None, paper: bool = False,
+               scaled: bool | None = None, accumulated: float | None = None, multiple: int = 1,
                keep: str = stable_rank.KEPT, profile: str = 'time', speedup: float = 1.5,
                ratio: float = 0.25, normalize: bool = False,
-               warmup: int = 5, rate: float = 1 / 3) -> transforms.Transform:
+               warmup: int | None = None, rate: float | None = None) -> transforms.Transform:
   """Full-rank training that turns into low-rank training once, by itself.
 
   `launch.run` needs nothing but `--transform="cuttlefish()"`. In a loop of your own, ask
   `transform.spec.next_stage(params, state, jsp.Course(...))` between steps and `restage` to what it
   answers, or use `track_stable_rank`, `ranks_settled` and `choose_ranks` directly.
+
+  Where `cap`, `scaled`, `accumulated`, `warmup` and `rate` are None they are 0.2, False, 0.62, 2
+  and 1 for transformers, which have query, key or value weights, and 0.5, True, 0, 5 and 1/3 for
+  other models. The paper's transformers differ from others by `accumulated=0.8` alone, which
+  `paper=True` takes.
 
   Args:
     every: steps between two looks, the 'epochs' below; None is an epoch, but more where that were
@@ -46,8 +69,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     cap: share of the run after which the factors come even if ranks still move.
     paper: as there; ranks are still chosen by scaled stable ranks.
     scaled: as in `choose_ranks`.
-    accumulated: as there; None is 0.8 for transformers, which have query, key or value weights, and
-      0 for others.
+    accumulated: as there.
     multiple: as there.
     keep: as there. The model's first and last layer stay whole too, where the run knows them.
     profile: how layers are found that factors do not make faster. 'time' measures each shape of
@@ -60,8 +82,8 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     warmup: looks over which updates grow from zero again after the change. Without it training at
       a high rate collapses.
     rate: what updates are multiplied by after the change: the gradient of a factor has the other
-      one in it, so the same learning rate moves the product further. A third is what the paper's
-      transformers take; its convolutional networks take 1.
+      one in it, so the same learning rate of SGD moves the product further. A third is what the
+      paper's transformers take; its convolutional networks take 1.
 
   Returns:
     A Transform that leaves the weights whole and has a `Spec.next_stage`.
@@ -80,16 +102,18 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
   rank_numbers.check_multiple(multiple)
   names.compile_pattern(keep)
   for name, value, low, high in (
-      ('cap', cap, 0, 1), ('ratio', ratio, 0, 1), ('accumulated', accumulated or 0, 0, 1),
+      ('cap', cap or 0, 0, 1), ('ratio', ratio, 0, 1), ('accumulated', accumulated or 0, 0, 1),
       ('window', window, 1, None), ('last', last, 1, None), ('earliest', earliest, 1, None),
-      ('warmup', warmup, 0, None), ('speedup', speedup, 0, None)):
+      ('warmup', warmup or 0, 0, None), ('speedup', speedup, 0, None)):
     if not (low <= value and (high is None or value <= high)):
       raise ValueError(f'{name} must be at least {low}' + (f' and at most {high}' if high else '')
                        + f', got {value!r}.')
-  if not rate > 0:
+  if rate is not None and not rate > 0:
     raise ValueError(f'rate must be more than 0, got {rate!r}.')
   if profile not in _PROFILES:
     raise ValueError(f'profile must be one of {", ".join(_PROFILES)}, got {profile!r}.')
+  given = {name: value for name, value in
+           _Manner(cap, scaled, accumulated, warmup, rate)._asdict().items() if value is not None}
   rule = dict(tolerance=tolerance, window=window, last=last, earliest=earliest, paper=paper)
 
   def next_stage(params, state, course):
@@ -97,7 +121,8 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     if profile != 'none' and course.speedups is not None and notes['speedups'] is None:
       layers = _candidates(state, course)
       notes = notes | {'speedups': dict(course.speedups(layers, ratio, profile, speedup))}
-    end = cap * course.steps
+    manner = _manner(course.order or stable_rank.watched_names(state))
+    end = manner.cap * course.steps
     gap = every or _gap(course.epoch, int(end), max(earliest, 2))
     if notes['done'] or course.count == 0 or course.count % gap:
       return stages.Turn(notes)
@@ -111,20 +136,22 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     settled = stable_rank.ranks_settled(history, **rule)
     if not settled and course.count + gap <= end:
       return stages.Turn(notes)
-    chosen, report = _choose(params, state, course, notes['speedups'] or {}, looked)
+    chosen, report = _choose(params, state, course, notes['speedups'] or {}, looked, manner)
     report = {'look': len(history), 'settled': settled, 'capped': not settled} | report
     notes = notes | {'done': True}
     if not chosen:
       return stages.Turn(notes, report=report)
-    return stages.Turn(notes, low_rank(chosen, normalize=normalize), warmup * gap, rate, report)
+    return stages.Turn(notes, low_rank(chosen, normalize=normalize), manner.warmup * gap,
+                       manner.rate, report)
 
-  def _choose(params, state, course, speedups, looked):
-    share = accumulated
-    if share is None:
-      watched = course.order or stable_rank.stable_ranks(state)
-      share = 0.8 if stable_rank.attends(watched) else 0.0
-    wanted = stable_rank.wanted_ranks(state, params=params, accumulated=share, scaled=scaled,
-                                      only=looked)
+  def _manner(weight_names):
+    transformer = _PAPERS_TRANSFORMER if paper else _TRANSFORMER
+    found = transformer if stable_rank.attends(weight_names) else _ORDINARY
+    return found._replace(**given)
+
+  def _choose(params, state, course, speedups, looked, manner):
+    wanted = stable_rank.wanted_ranks(state, params=params, accumulated=manner.accumulated,
+                                      scaled=manner.scaled, only=looked)
     ranks = stable_rank.paying_ranks(wanted, multiple, keep)
     ends = _ends(course)
     slow = slow_start(_candidates(state, course), speedups, speedup)
@@ -134,7 +161,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
 
   def _candidates(state, course):
     """Layers that may be factored, in the order of use."""
-    watched = stable_rank.stable_ranks(state)
+    watched = stable_rank.watched_names(state)
     return [n for n in course.order if n in watched and n not in _ends(course)
             and not re.fullmatch(keep, n)]
 

@@ -164,6 +164,11 @@ def _picked(layouts, params):
   return {key: there[key] for key, _ in layouts}
 
 
+def watched_names(state: Any) -> list[str]:
+  """Names of the weights that the state of `track_stable_rank` watches."""
+  return [names.name_of(key) for key in _watched(state)]
+
+
 def _watched(state, only=None):
   """`{key: (layout, StableRank)}` of the weights whose names are in `only`, of all without it."""
   is_node = lambda x: isinstance(x, weights.WeightsState)

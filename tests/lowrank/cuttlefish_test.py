@@ -246,6 +246,31 @@ class CuttlefishTest(parameterized.TestCase):
         break
     self.assertEqual((when, turn.report['capped'], turn.report['settled']), (10, True, False))
 
+  def test_transformers_have_defaults_of_their_own(self):
+    trained = {'query': self.thin['a'], 'up': self.params['b']}   # the latter's rank stays full
+    start = {'query': self.params['a'], 'up': self.params['b']}
+
+    def switch(**given):
+      transform, notes = jsp.cuttlefish(earliest=99, **given), None   # so the cap ends it
+      _, state = transform.init(start)
+      for count in range(1, 101):
+        turn = ask(transform, trained, state, count, 100, notes)
+        notes = turn.notes
+        if turn.report is not None:
+          return count, turn
+      raise AssertionError('it never ended')
+
+    count, turn = switch()
+    self.assertEqual((count, turn.rate, turn.warmup % 2), (20, 1.0, 0))
+    share = np.cumsum(np.linalg.svd(trained['up']['kernel'], compute_uv=False))
+    rank = int(np.searchsorted(share, 0.62 * share[-1]) + 1)
+    self.assertEqual(turn.report['wanted']['up/kernel'], rank)
+    count, turn = switch(paper=True)
+    self.assertEqual((count, turn.rate), (50, 1 / 3))
+    self.assertEqual(turn.report['wanted']['up/kernel'], 16)
+    count, turn = switch(cap=0.4, rate=0.5)
+    self.assertEqual((count, turn.rate), (40, 0.5))
+
   def test_composes(self):
     chained = jsp.chain(jsp.cuttlefish(), jsp.fake_quantize('int8'))
     params, state = chained.init(self.thin)
