@@ -14,10 +14,14 @@ Layout = axes.Layout
 _PROJECTION = re.compile(r'(.*/)?(query|key|value|q|k|v)(_proj)?/kernel')
 _ATTENTION_OUT = re.compile(r'(.*/)?(out|o)(_proj)?/kernel')
 _CONVOLUTION = re.compile(r'(.*/)?[^/]*conv[^/]*/(kernel|w)', re.IGNORECASE)
+_WINDOW = 11   # a window's largest side
 
 
-def known_axes(name: str, shape: tuple[int, ...]) -> DimensionNumbers:
+def known_axes(name: str, shape: tuple[int, ...], *, of_module: bool = False) -> DimensionNumbers:
   """Roles of the axes of the weight called `name`.
+
+  - `of_module`, an attribute `weight` that is no embedding, as Equinox has it: `[out, in]`, of a
+    convolution `[out, in, *window]`, of a stack `[..., out, in]`;
 
   - a module called conv (rank 3 to 5), or any rank 4 or 5 kernel whose leading axes are a window
     (at most 11 wide): all but the last axis reduce;
@@ -28,9 +32,15 @@ def known_axes(name: str, shape: tuple[int, ...]) -> DimensionNumbers:
   Example:
     >>> known_axes('Conv_0/kernel', (3, 3, 8, 16))
     DimensionNumbers(reduction=(0, 1, 2), output=(3,))
+    >>> known_axes('layers/0/weight', (16, 8), of_module=True)
+    DimensionNumbers(reduction=(1,), output=(0,))
   """
   n = len(shape)
-  window = n in (4, 5) and name.endswith('kernel') and max(shape[:-2]) <= 11
+  if of_module and 'embed' not in name.lower():
+    convolves = n > 2 and 'conv' in name.lower() or n > 3 and max(shape[2:]) <= _WINDOW
+    return (DimensionNumbers(tuple(range(1, n)), (0,)) if convolves
+            else DimensionNumbers((n - 1,), (n - 2,)))
+  window = n in (4, 5) and name.endswith('kernel') and max(shape[:-2]) <= _WINDOW
   if n >= 3 and _PROJECTION.fullmatch(name):
     return DimensionNumbers((n - 3,), (n - 2, n - 1))
   if n >= 3 and _ATTENTION_OUT.fullmatch(name):

@@ -27,6 +27,7 @@ class Leaf(NamedTuple):
   name: str
   value: Any
   is_weight: bool   # whether a transform may take it: a rank >= 2 floating array, not a step size
+  of_module: bool = False   # whether it is the attribute `weight` of an object: Equinox's
 
 
 def is_latents(x: Any) -> bool:
@@ -84,16 +85,17 @@ def named_leaves(tree: Any, stop=frozenset()) -> tuple[list[Leaf], Callable[[lis
       tree, is_leaf=is_leaf, is_leaf_takes_path=True)
   leaves: list[Leaf] = []
 
-  def walk(key, x, is_weight):
+  def walk(key, x, is_weight, of_module):
     if not is_latents(x) or key in stop:
       weight = is_weight and (isinstance(x, tuple) or formats.is_format(x) or _can_be_weight(x))
-      leaves.append(Leaf(key, name_of(key), x, weight))
+      leaves.append(Leaf(key, name_of(key), x, weight, of_module))
       return next
-    inside = [walk(f'{key}:{field}', getattr(x, field), is_weight and field in x.__latents__)
-              for field in x._fields]
+    inside = [walk(f'{key}:{field}', getattr(x, field), is_weight and field in x.__latents__,
+                   of_module) for field in x._fields]
     return lambda values: type(x)(*[build(values) for build in inside])
 
-  builders = [walk(weight_name(path), x, True) for path, x in flat]
+  attribute = jax.tree_util.GetAttrKey('weight')
+  builders = [walk(weight_name(path), x, True, path[-1:] == (attribute,)) for path, x in flat]
   keys = [leaf.key for leaf in leaves]
   if len(set(keys)) != len(keys):
     twice = sorted({k for k in keys if keys.count(k) > 1})

@@ -187,7 +187,7 @@ def _layout(leaf: names.Leaf, w, axes) -> roles.Layout:
                        'matrix; expected reduction and output axes, or exclude it with at(...).')
     return roles.Layout(w.shape, w.dtype, given)
   # A factor's own axes are those of a matrix, whatever weight it is a factor of.
-  known = roles.known_axes(leaf.name, w.shape)
+  known = roles.known_axes(leaf.name, w.shape, of_module=leaf.of_module)
   inside = names.name_of(leaf.key.split(':')[0]) != leaf.name
   return roles.Layout(w.shape, w.dtype, roles.axes.default_axes(w.ndim) if inside else known)
 

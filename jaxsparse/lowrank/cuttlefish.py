@@ -62,15 +62,10 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
   Args:
     every: steps between two looks, the 'epochs' below; None is an epoch, but more where that were
       over 48 looks before the cap, and less where it were under `earliest`.
-    tolerance: as in `ranks_settled`, like `window`, `last`, `earliest` and `paper`.
-    window: as there.
-    last: as there.
-    earliest: as there.
+    tolerance, window, last, earliest: as in `ranks_settled`.
     cap: share of the run after which the factors come even if ranks still move.
-    paper: as there; ranks are still chosen by scaled stable ranks.
-    scaled: as in `choose_ranks`.
-    accumulated: as there.
-    multiple: as there.
+    paper: as in `ranks_settled`; ranks are still chosen by scaled stable ranks.
+    scaled, accumulated, multiple: as in `choose_ranks`.
     keep: as there. The model's first and last layer stay whole too, where the run knows them.
     profile: how layers are found that factors do not make faster. 'time' measures each shape of
       product on this backend, 'cost' compiles it and compares operations, for machines without the

@@ -48,7 +48,7 @@ def train_shardings(transform: transforms.Transform, tx: optax.GradientTransform
     >>> places.state.weights['kernel'].mask.spec == places.opt_state[0].mu['kernel'].spec
     True
   """
-  abstract = jax.eval_shape(params if callable(params) else lambda: params)
+  abstract = jax.eval_shape(params if steps.is_recipe(params) else lambda: params)
   _check(abstract, specs, mesh)
   latent_specs, state_specs = sharding_specs(transform, abstract, specs, mesh=mesh, **extra)
   latents, _ = jax.eval_shape(lambda p: transform.init(p, **extra), abstract)

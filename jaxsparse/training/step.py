@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse.core import masks
+from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
 from jaxsparse.optimizers import moments
 from jaxsparse.training import gradients
@@ -51,17 +52,34 @@ class TrainState(NamedTuple):
         with `shardings` it is compiled, so that no device ever holds a whole weight.
       shardings: what `train_shardings` returns; None leaves everything where it is.
       **extra: what `transform.init` takes besides (`stats`, `grads`, `axes`).
+
+    Raises:
+      TypeError: a leaf of the params is no array.
     """
     def build(weights):
-      latents, state = transform.init(weights() if callable(weights) else weights, **extra)
+      weights = weights() if is_recipe(weights) else weights
+      _check_arrays(weights)
+      latents, state = transform.init(weights, **extra)
       latents, state = jax.tree.map(jnp.copy, (latents, state))
       return latents, state, tx.init(latents)
 
     if shardings is None:
       return cls(*build(params), 0)
-    given = () if callable(params) else (params,)
+    given = () if is_recipe(params) else (params,)
     placed = jax.jit(lambda *weights: build(*weights or (params,)), out_shardings=shardings[:3])
     return cls(*placed(*given), 0)
+
+
+def _check_arrays(params):
+  for leaf in names.named_leaves(params)[0]:
+    if not isinstance(leaf.value, (int, float, complex)) and not hasattr(leaf.value, 'dtype'):
+      raise TypeError(f'{leaf.name}: found {leaf.value!r}, expected an array; pass the arrays of '
+                      'the model alone, as equinox.filter(model, equinox.is_inexact_array) does.')
+
+
+def is_recipe(params: Any) -> bool:
+  """Whether `params` is a function that makes weights; a module that can be called is weights."""
+  return callable(params) and jax.tree_util.all_leaves((params,))
 
 
 def train_step(loss_fn: Callable, tx: optax.GradientTransformation,

@@ -1,6 +1,7 @@
 """The drivers: one backward pass, two programs, the optax wrapper, restage."""
 
 import chex
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +153,30 @@ class TrainStepTest(parameterized.TestCase):
     mask = jsp.masks(state)['kernel']
     np.testing.assert_array_equal(effective['kernel'], slope)
     np.testing.assert_array_equal(grads['kernel'], jnp.where(mask, slope, 0))
+
+  def test_a_module_that_can_be_called_is_weights(self):
+    model = equinox.nn.MLP(16, 4, 16, 1, key=jax.random.key(0))
+    params, rest = equinox.partition(model, equinox.is_inexact_array)
+    transform, tx = jsp.at('.*weight', jsp.nm(2, 4)), optax.sgd(0.1)
+    apply = lambda p, x: jax.vmap(equinox.combine(p, rest))(x)
+    loss = lambda p, x: jnp.square(apply(p, x)).mean()
+    x = problem()[2]
+    ts = jsp.TrainState.create(transform, tx, params)
+    ts, _, _ = jsp.train_step(loss, tx, transform)(ts, x)
+    effective, packed = transform.apply(ts.params, ts.state), transform.pack(ts.params, ts.state)
+    # Of the inputs of each output, `[out, in]`.
+    kept = np.asarray(effective.layers[0].weight != 0).reshape(16, 4, 4).sum(-1)
+    np.testing.assert_array_equal(kept, 2)
+    with self.assertNoLogs(level='WARNING'):   # stored weights are multiplied by as they are
+      found = jsp.dispatch(apply)(packed, x)
+    np.testing.assert_allclose(found, apply(effective, x), rtol=1e-5, atol=1e-6)
+    mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), params)
+    places = jsp.train_shardings(transform, tx, params, specs, mesh)
+    placed = jsp.TrainState.create(transform, tx, params, shardings=places)
+    self.assertEqual(int(jsp.masks(placed.state)['layers/1/weight'].sum()), 4 * 16 // 2)
+    with self.assertRaisesRegex(TypeError, 'activation: found .*, expected an array'):
+      jsp.TrainState.create(transform, tx, model)
 
   def test_integer_parameters_are_carried(self):
     params = {'kernel': jnp.ones((4, 4)), 'table': jnp.arange(6).reshape(2, 3)}
