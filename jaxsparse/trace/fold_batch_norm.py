@@ -146,8 +146,8 @@ def _fold(norm, flow, values) -> None:
   factor = 1 / jnp.sqrt(variance + norm.epsilon)
   for other in (norm.mean, norm.scale, *layer.added):
     if other is not None and values[other].size != factor.size:
-      raise ValueError(f'{name}: {other} has {values[other].size} entries, expected one for each of '
-                       f'its {factor.size}; leave it out with norms=.')
+      raise ValueError(f'{name}: {other} has {values[other].size} entries, expected one for each '
+                       f'of its {factor.size}; leave it out with norms=.')
   if norm.scale is not None:
     factor = factor * values[norm.scale].astype(jnp.float32).reshape(factor.shape)
   w = values[layer.weight]
