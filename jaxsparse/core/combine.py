@@ -111,6 +111,8 @@ def _supersede(state, closed):
 
 def _stored_as_pruned(parts, states, stored):
   """Weights that a stage took over, in the sparse form of the stage that had pruned them."""
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((states, stored))):
+    return stored   # what is zero, which the form depends on, is not known yet
   for part, state in zip(parts, states):
     entries = state.entries if _is_weights_state(state) else ()
     # A stage whose latents are something else (factors, codes) pruned nothing.

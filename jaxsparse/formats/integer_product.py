@@ -59,6 +59,7 @@ class IntegerProduct(formats.Wrapper):
     if self.step is None:
       peak = jnp.abs(values).max(-1, keepdims=True, initial=0.0)
       step = scales.of_range(-peak, peak, self.grid).scale
+      peak = scales.or_nan(peak, values, -1, keepdims=True)
       step = jnp.where(jnp.isfinite(peak), step, jnp.nan)
     else:
       step = jnp.where(jnp.isnan(values).any(-1, keepdims=True), jnp.nan, self.step.reshape(()))

@@ -48,12 +48,14 @@ def k_means(x: jax.Array, k: int, *, iterations: int = 25) -> jax.Array:
   values, all_found = _distinct(x, k)
   low, high = x.min(initial=jnp.inf), x.max(initial=-jnp.inf)
   fraction = jnp.linspace(0.0, 1.0, k)
+  # A power of two, so that sums of very large values do not overflow and others are as they were.
+  unit = jnp.where(jnp.maximum(-low, high) > 2.0**96, jnp.float32(2.0**-32), 1.0)
 
   def lloyd(_, centroids):
     index = assign(x, centroids)
-    total = jnp.zeros(k, x.dtype).at[index].add(x)
+    total = jnp.zeros(k, x.dtype).at[index].add(x * unit)
     members = jnp.zeros(k, jnp.int32).at[index].add(1)
-    return jnp.sort(jnp.where(members > 0, total / jnp.maximum(members, 1), centroids))
+    return jnp.sort(jnp.where(members > 0, total / jnp.maximum(members, 1) / unit, centroids))
 
   start = low * (1.0 - fraction) + high * fraction
   fitted = jax.lax.fori_loop(0, iterations, lloyd, start)

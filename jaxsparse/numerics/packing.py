@@ -52,7 +52,7 @@ def pack(codes: jax.Array, bits: int, axis: int = -2) -> jax.Array:
       if shift + w > 8:   # a code over the edge of a byte
         parts[byte + 1] = codes[:, i] >> np.uint8(8 - shift)
     whole = jnp.stack(parts, axis=1)
-    codes = whole.reshape(-1, *whole.shape[2:])[:-(-size * w // 8)]
+    codes = _joined(whole)[:-(-size * w // 8)]
   return jnp.moveaxis(codes, 0, axis)
 
 
@@ -61,6 +61,11 @@ def _grouped(rows, size):
   padding = [(0, -rows.shape[0] % size)] + [(0, 0)] * (rows.ndim - 1)
   padded = jnp.pad(rows, padding)
   return padded.reshape(padded.shape[0] // size, size, *rows.shape[1:])
+
+
+def _joined(groups):
+  """The rows of all groups; sizes are said, as -1 stands for nothing where there are no columns."""
+  return groups.reshape(groups.shape[0] * groups.shape[1], *groups.shape[2:])
 
 
 @functools.partial(jax.jit, static_argnames=('bits', 'size', 'axis'))
@@ -78,6 +83,4 @@ def unpack(packed: jax.Array, bits: int, size: int, axis: int = -2) -> jax.Array
     if shift + w > 8:
       code = code | (stored[:, byte + 1] << np.uint8(8 - shift))
     parts.append(code & mask)
-  codes = jnp.stack(parts, axis=1)
-  codes = codes.reshape(-1, *codes.shape[2:])
-  return jnp.moveaxis(codes[:size], 0, axis)
+  return jnp.moveaxis(_joined(jnp.stack(parts, axis=1))[:size], 0, axis)

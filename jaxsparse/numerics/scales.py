@@ -191,6 +191,15 @@ def _of_peak(peak, limit):
   return jnp.where(scale >= _TINY, scale, 1.0)
 
 
+def or_nan(extreme: jax.Array, x: jax.Array, axes: Any = None, *,
+           keepdims: bool = False) -> jax.Array:
+  """`extreme`, a minimum or maximum of `x` over `axes`; NaN where `x` has one.
+
+  XLA:CPU's own reductions of more than some thirty entries lose it.
+  """
+  return jnp.where(jnp.isnan(x).any(axes, keepdims=keepdims), jnp.nan, extreme)
+
+
 def of_range(low, high, grid):
   """The scale, and zero point, of ranges `[low, high]` that hold 0; 1 where a range is empty."""
   if not grid.zero_point:

@@ -36,7 +36,8 @@ def sketched_adam(learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: fl
 
   Rows that share a bucket see each other's moments: the fewer rows get a gradient, the closer this
   is to Adam. Shrink `eps` no further: it is added to a second moment that is too large, not small.
-  `jsp.realign` cannot zero a row of a sketch.
+  `jsp.realign` cannot zero a row of a sketch. What gives the sketch its shape is no array: call
+  `optax.inject_hyperparams(sketched_adam, ('ratio', 'depth', 'min_rows', 'seed'))`.
 
   Args:
     learning_rate: a number or a schedule.

@@ -8,9 +8,9 @@
   float-quantized   `weight` float8_e4m3 `[out, in]`;
 
 with `weight_scale` `[out, groups]`, `[out, 1]` or `[1]`, and zero points less `2^(bits - 1)` where
-there are any: `weight_zero_point`, packed along the outputs under pack-quantized. `config.json`
-names each module's scheme under `quantization_config`, so that it is read without this library.
-Layout and names are those of github.com/neuralmagic/compressed-tensors.
+there are any: `weight_zero_point`, packed along the outputs under pack-quantized, but int8 `[1]` of
+a tensor. `config.json` names each module's scheme under `quantization_config`, so that it is read
+without this library. Layout and names are those of github.com/neuralmagic/compressed-tensors.
 """
 
 import json
@@ -42,6 +42,11 @@ class _Scheme(NamedTuple):
   symmetric: bool
   strategy: str    # 'tensor', 'channel' or 'group'
   group: int | None
+
+  @property
+  def packs_zero(self) -> bool:
+    """Whether zero points are packed like the codes; that of a tensor is a number."""
+    return self.form == _PACKED and self.strategy != 'tensor'
 
   def weights(self) -> dict:
     """The arguments, as compressed-tensors writes them."""
@@ -154,8 +159,8 @@ def _entries(name, value, modules, by_scheme) -> dict:
     found['weight_shape'] = np.asarray(codes.shape, np.int64)
   if not scheme.symmetric:
     zero = np.asarray(value.zero).T.astype(np.int64) - offset
-    found['weight_zero_point'] = (_packed(zero.T, scheme.bits).T if scheme.form == _PACKED
-                                  else zero.astype(np.int8))
+    found['weight_zero_point'] = (_packed(zero.T, scheme.bits).T if scheme.packs_zero
+                                  else zero.reshape(found['weight_scale'].shape).astype(np.int8))
   return {f'{module}.{key}': x for key, x in found.items()}
 
 
@@ -258,7 +263,7 @@ def _stored(name, w, module, arrays, scheme) -> quantized.QArray:
       scheme.strategy == 'tensor') else np.asarray(get('weight_scale'), np.float32)
   if scheme.symmetric:
     zero = None
-  elif scheme.form == _PACKED:
+  elif scheme.packs_zero:
     zero = _unpacked(np.ascontiguousarray(zero.T), scheme.bits, columns).astype(np.uint8)
   else:
     zero = (zero.astype(np.int64) + offset).astype(np.uint8).reshape(scale.shape).T

@@ -37,7 +37,8 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
 
   `init` needs `stats=calibrate(apply_fn, params, batches, gram)`; `one_shot(gptq(...), apply_fn,
   params, batches)` takes those of each layer from the layers that are rounded already. Arithmetic
-  is float32. Zeros stay zeros, so `chain(sparsegpt(...), gptq(...))` stays as sparse as it was.
+  is float32. Zeros stay zeros on grids that have one (not 'binary', nor those of `hqq`), so
+  `chain(sparsegpt(...), gptq(...))` stays as sparse as it was.
 
   Args:
     dtype: a grid; one with zero points ('uint4') is asymmetric.

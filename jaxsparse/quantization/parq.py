@@ -24,6 +24,8 @@ from jaxsparse.formats import format as formats
 from jaxsparse.numerics import rounding
 from jaxsparse.quantization import scheme as schemes
 
+_FLATTEST = np.float32(1e-30)   # inverse slope: what is not the middle is a value of the grid
+
 
 def parq(dtype: str, *, end: int, start: int = 0, steepness: float = 10.0,
          granularity: str | None = None, group: Any = None,
@@ -70,9 +72,11 @@ def parq(dtype: str, *, end: int, start: int = 0, steepness: float = 10.0,
     raise ValueError(f'steepness must be in (0, 100), got {steepness!r}.')
 
   def inverse_slope(count):
-    way = jnp.clip((count - start) / (end - start), 0.0, 1.0)
-    at = lambda x: jax.nn.sigmoid(steepness * (0.5 - x))
-    return (at(way) - at(1.0)) / (at(0.0) - at(1.0))
+    left = 1.0 - jnp.clip((count - start) / (end - start), 0.0, 1.0)
+    # (s(left) - s(0)) / (s(1) - s(0)) of the sigmoid s(x) = 1 / (1 + exp(steepness (1/2 - x))), in
+    # a form without differences, which vanish where it is nearly straight.
+    half = steepness / 2
+    return jnp.sinh(half * left) / (2 * jnp.sinh(half / 2) * jnp.cosh(half * (left - 0.5)))
 
   def apply(w, state, *, count):
     fixed = jax.lax.stop_gradient(w)
@@ -107,6 +111,7 @@ def _drawn(w, r, scheme):
     low, high = values[0], values[-1]
     below, above = jnp.asarray(values)[place], jnp.asarray(values)[place + 1]
   middle = (below + above) * 0.5
-  inside = jnp.clip(middle + (x - middle) / r, below, above)
+  # Near the end of very many updates r rounds to 0.
+  inside = jnp.clip(middle + (x - middle) / jnp.maximum(r, _FLATTEST), below, above)
   nearest = jnp.clip(x, low, high)
   return (jnp.where(x == nearest, inside, nearest + r * (x - nearest)) * size).astype(w.dtype)

@@ -195,6 +195,7 @@ def _rounded(x: jax.Array, grid: grids.Grid, scale: scales.Scale) -> jax.Array:
   steps = x.astype(jnp.float32) / scale.scale
   values = (grid.decode(grid.encode(steps, scale.zero), scale.zero) if grid.zero_point
             else grid.nearest(steps)) * scale.scale
+  values = jnp.where(jnp.isnan(steps), jnp.nan, values)   # it has a code, but must not be hidden
   return rounding.straight_through(x, values.astype(x.dtype))
 
 

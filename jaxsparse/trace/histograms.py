@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxsparse.numerics import entropy
 from jaxsparse.numerics import grids
+from jaxsparse.numerics import scales
 from jaxsparse.trace import observers
 
 _BINS = 2 * entropy.BINS   # of which more than half are in use
@@ -36,7 +37,8 @@ def _observe(contraction, x):
   if contraction.kind == 'gather':
     return None
   values = x.astype(jnp.float32).reshape(1, -1)
-  low, high = values.min(initial=jnp.inf), values.max(initial=-jnp.inf)
+  low = scales.or_nan(values.min(initial=jnp.inf), values)
+  high = values.max(initial=-jnp.inf)
   peak = jnp.maximum(jnp.maximum(-low, high), 2.0**-100)
   exponent = jnp.frexp(jnp.where(jnp.isfinite(peak), peak, 1.0))[1]
   top = jnp.ldexp(jnp.float32(1), exponent)

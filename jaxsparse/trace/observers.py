@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.numerics import scales
 from jaxsparse.trace import contraction as contractions
 from jaxsparse.trace import hooks
 
@@ -89,7 +90,7 @@ def _peaks(contraction, x):
   if contraction.kind == 'ragged_dot':
     return None
   rows = rows_of(contraction, x)
-  return None if rows is None else jnp.abs(rows).max(-2, initial=0.0)
+  return None if rows is None else scales.or_nan(jnp.abs(rows).max(-2, initial=0.0), rows, -2)
 
 
 def _sums(contraction, x):
@@ -107,7 +108,8 @@ def _range(contraction, x):
   rows = rows_of(contraction, x) if batch and contraction.kind == 'dot' else None
   # Without a batch axis the tensor itself will do: a convolution's padding is not an input.
   values, axes = (x.astype(jnp.float32), None) if rows is None else (rows, (-2, -1))
-  low, high = values.min(axes, initial=jnp.inf), values.max(axes, initial=-jnp.inf)
+  low = scales.or_nan(values.min(axes, initial=jnp.inf), values, axes)
+  high = values.max(axes, initial=-jnp.inf)
   return Range(jnp.broadcast_to(low, batch), jnp.broadcast_to(high, batch))
 
 

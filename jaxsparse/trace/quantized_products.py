@@ -183,6 +183,7 @@ def _codes(a, labels, kept, grid, seed=None) -> _Codes:
   peak = jnp.abs(values).max(gone, keepdims=True, initial=0.0)
   scale = scales.of_range(-peak, peak, grid).scale
   # What is not finite has no scale: its products are NaN rather than finite by accident.
+  peak = scales.or_nan(peak, values, gone, keepdims=True)
   scale = jnp.where(jnp.isfinite(peak), scale, jnp.nan)
   if seed is None:
     codes = grid.encode(values / scale)

@@ -53,12 +53,14 @@ class IntegerProductTest(parameterized.TestCase):
     out = run(tree, x)
     np.testing.assert_allclose(found, 2 * out @ jsp.densify(tree)['w'].T, rtol=1e-4, atol=1e-4)
 
-  def test_what_is_not_finite_is_seen(self):
-    x = jnp.ones((3, 16)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
-    out = jsp.quantize_activations(apply_fn, granularity='row')(packed(jnp.ones((16, 8))), x)
+  @parameterized.parameters(packed, lambda w: {'w': w})
+  def test_what_is_not_finite_is_seen(self, stored):
+    x = jnp.ones((3, 160)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
+    params = stored(jnp.ones((160, 8)))
+    out = jsp.quantize_activations(apply_fn, granularity='row')(params, x)
     self.assertEqual(np.isnan(out).any(-1).tolist(), [False, True, True])
-    ranges = {'w': jnp.ones(16)}
-    out = jsp.quantize_activations(apply_fn, ranges=ranges)(packed(jnp.ones((16, 8))), x)
+    ranges = {'w': jnp.ones(160)}
+    out = jsp.quantize_activations(apply_fn, ranges=ranges)(params, x)
     self.assertEqual(np.isnan(out).any(-1).tolist(), [False, True, False])
 
   def test_a_static_step_clips(self):

@@ -44,9 +44,11 @@ class PackingTest(parameterized.TestCase):
     self.assertEqual(back.dtype, jnp.uint8)
     np.testing.assert_array_equal(back, codes)
 
-  def test_nothing_to_pack(self):
-    packed = packing.pack(jnp.zeros((0, 3), jnp.uint8), 4)
-    self.assertEqual(packing.unpack(packed, 4, 0).shape, (0, 3))
+  @parameterized.product(bits=[3, 4], shape=[(0, 3), (9, 0), (2, 9, 0), (0, 9, 3), (0, 0)])
+  def test_nothing_to_pack(self, bits, shape):
+    packed = packing.pack(jnp.zeros(shape, jnp.uint8), bits)
+    self.assertEqual(packed.shape, (*shape[:-2], -(-shape[-2] * bits // 8), shape[-1]))
+    self.assertEqual(packing.unpack(packed, bits, shape[-2]).shape, shape)
 
   def test_bools_under_jit(self):
     mask = jnp.asarray([[True], [False], [True]])

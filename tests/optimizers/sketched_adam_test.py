@@ -78,6 +78,8 @@ class SketchedAdamTest(absltest.TestCase):
     for tx in (optax.chain(optax.clip(1.0), make(0.1)),
                optax.masked(make(0.1), {'a': {'table': True}, 'b': False}),
                optax.MultiSteps(make(0.1), 2), optax.inject_hyperparams(make)(rate=0.1),
+               optax.inject_hyperparams(jsp.sketched_adam, ('ratio', 'depth', 'min_rows', 'seed'))(
+                   learning_rate=0.1, min_rows=10),
                jsp.quantized_state(make(0.1), block=4)):
       state = tx.init(params)
       for _ in range(2):

@@ -1,5 +1,6 @@
 """Frozen codebooks against k-means in a loop of numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
@@ -30,6 +31,11 @@ class CodebookTest(absltest.TestCase):
     both = jsp.chain(jsp.magnitude(0.5), transform)
     zeros = both.apply(*both.init({'kernel': w}))['kernel'] == 0
     self.assertEqual(int(zeros.sum()), w.size // 2)
+    # A mask does not shape what is packed, so that it may be traced.
+    pack = jax.jit(both.pack)(*both.init({'kernel': w}))['kernel']
+    np.testing.assert_array_equal(pack.todense() == 0, zeros)
+    large = transform.apply(*transform.init({'kernel': w * 2.0**125}))['kernel']
+    np.testing.assert_array_equal(large, out * 2.0**125)
     for bad in (0, 9, True, 2.5):
       with self.assertRaisesRegex(ValueError, 'bits must be an integer from 1 to 8'):
         jsp.codebook(bad)

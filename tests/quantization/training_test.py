@@ -110,6 +110,16 @@ class ParqTest(parameterized.TestCase):
     grads = jax.jit(jax.grad(lambda p: transform.apply(p, state)['kernel'].sum()))(params)
     np.testing.assert_array_equal(grads['kernel'], jnp.ones_like(w))
 
+  @parameterized.parameters((10, 1e-8, 5, 0.5), (10, 99, 9, 0.0), (10**9, 10, 10**9 - 1, 0.0))
+  def test_ends_of_the_schedule(self, end, steepness, count, r):
+    transform = jsp.parq('int4', end=end, steepness=steepness)
+    params, state = transform.init({'kernel': jnp.array([[7.0], [1.5], [-0.5], [2.25]])})
+    state = jax.tree.map(
+        lambda x: jnp.asarray(count, x.dtype) if jnp.shape(x) == () else x, state)
+    out = transform.apply(params, state)['kernel'].ravel()
+    last = min(max(2.5 + (2.25 - 2.5) / r, 2), 3) if r else 2
+    np.testing.assert_allclose(out, [7, 1.5, -0.5, last], rtol=1e-6)
+
   def test_bad(self):
     for kwargs, message in (({'dtype': 'mxfp4', 'end': 3}, "got 'mxfp4'"),
                             ({'dtype': 'int4', 'end': 0}, 'got 0, 0'),

@@ -87,6 +87,14 @@ class CalibrateTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       trace.calibrate(lambda p, x: x @ p['w'], params, batches, trace.gram)
 
+  @parameterized.parameters('range_', 'input_max', 'histogram')
+  def test_refuses_one_nan_among_many(self, observer):
+    # XLA:CPU's maximum of so many loses it.
+    x = normal(2000, 4).at[77, 1].set(jnp.nan)
+    with self.assertRaisesRegex(ValueError, "statistic of 'w' is not finite"):
+      trace.calibrate(lambda p, x: x @ p['w'], {'w': jnp.ones((4, 2))}, [x],
+                      getattr(trace, observer))
+
   def test_refuses_range_of_nothing_and_nan_in_a_format(self):
     fn = lambda p, x: x @ p['w']
     with self.assertRaisesRegex(ValueError, "'w' is not finite"):
