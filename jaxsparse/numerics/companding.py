@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.numerics import scales
+
 
 def geometry(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
   """How far a block reaches along each axis: the last axis first where it is long enough.
@@ -82,11 +84,7 @@ def _range(blocks, axes, extent):
   """The least and the greatest of each block, with axes of size 1."""
   if extent[-1] == 1 or math.prod(extent) > extent[-1]:
     return blocks.min(axes, keepdims=True), blocks.max(axes, keepdims=True)
-  # Both in one pass, into which XLA:CPU fuses what makes the values: it writes the operand of a
-  # plain minimum or maximum out. Across rows that pass would read a column at a time.
-  both = lambda a, b: (jax.lax.min(a[0], b[0]), jax.lax.max(a[1], b[1]))
-  found = jax.lax.reduce((blocks, blocks), (np.float32(np.inf), np.float32(-np.inf)), both, axes)
-  return tuple(jnp.expand_dims(x, axes) for x in found)
+  return scales.extremes(blocks, axes)
 
 
 def _byte(x):

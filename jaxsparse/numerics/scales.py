@@ -200,6 +200,18 @@ def or_nan(extreme: jax.Array, x: jax.Array, axes: Any = None, *,
   return jnp.where(jnp.isnan(x).any(axes, keepdims=keepdims), jnp.nan, extreme)
 
 
+def extremes(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  """The least and the greatest of zero and `x` over the last axes or all, which stay with size 1.
+
+  Both in one pass, into which XLA:CPU fuses what makes `x`: it writes the operand of a plain
+  minimum or maximum out. Across rows that pass would read a column at a time.
+  """
+  both = lambda a, b: (jax.lax.min(a[0], b[0]), jax.lax.max(a[1], b[1]))
+  zero = x.dtype.type(0)
+  return tuple(jnp.expand_dims(found, axes)
+               for found in jax.lax.reduce((x, x), (zero, zero), both, axes))
+
+
 def of_range(low, high, grid):
   """The scale, and zero point, of ranges `[low, high]` that hold 0; 1 where a range is empty."""
   if not grid.zero_point:

@@ -142,12 +142,16 @@ def _wanted(params, pattern) -> set[str]:
 
 
 def _dynamic(values, grid, axes) -> scales.Scale:
-  if not grid.zero_point:
+  values = jax.lax.stop_gradient(values)
+  if axes is None:
+    low, high = scales.extremes(values, tuple(range(values.ndim)))
+  elif grid.zero_point:
+    low = values.min(axes, keepdims=True, initial=0.0)
+    high = values.max(axes, keepdims=True, initial=0.0)
+  else:
     high = jnp.abs(values).max(axes, keepdims=True, initial=0.0)
-    return jax.lax.stop_gradient(scales.of_range(-high, high, grid))
-  low = values.min(axes, keepdims=True, initial=0.0)
-  high = values.max(axes, keepdims=True, initial=0.0)
-  return jax.lax.stop_gradient(scales.of_range(low, high, grid))
+    low = -high
+  return scales.of_range(low, high, grid)
 
 
 def _static(name, ranges, grid, rows) -> scales.Scale:
