@@ -14,15 +14,15 @@ Layout = axes.Layout
 _PROJECTION = re.compile(r'(.*/)?(query|key|value|q|k|v)(_proj)?/kernel')
 _ATTENTION_OUT = re.compile(r'(.*/)?(out|o)(_proj)?/kernel')
 _CONVOLUTION = re.compile(r'(.*/)?[^/]*conv[^/]*/(kernel|w)', re.IGNORECASE)
+_TABLE = re.compile(r'emb|(^|/)w[tp]e/', re.IGNORECASE)
 _WINDOW = 11   # a window's largest side
 
 
 def known_axes(name: str, shape: tuple[int, ...], *, of_module: bool = False) -> DimensionNumbers:
   """Roles of the axes of the weight called `name`.
 
-  - `of_module`, an attribute `weight` that is no embedding, as Equinox has it: `[out, in]`, of a
-    convolution `[out, in, *window]`, of a stack `[..., out, in]`;
-
+  - `of_module`, an attribute `weight` that is no embedding by its name, as Equinox has it:
+    `[out, in]`, of a convolution `[out, in, *window]`, of a stack `[..., out, in]`;
   - a module called conv (rank 3 to 5), or any rank 4 or 5 kernel whose leading axes are a window
     (at most 11 wide): all but the last axis reduce;
   - query, key, value of rank 3 or more: `[..., in, heads, head_dim]`;
@@ -36,7 +36,7 @@ def known_axes(name: str, shape: tuple[int, ...], *, of_module: bool = False) ->
     DimensionNumbers(reduction=(1,), output=(0,))
   """
   n = len(shape)
-  if of_module and 'embed' not in name.lower():
+  if of_module and not _TABLE.search(name):
     convolves = n > 2 and 'conv' in name.lower() or n > 3 and max(shape[2:]) <= _WINDOW
     return (DimensionNumbers(tuple(range(1, n)), (0,)) if convolves
             else DimensionNumbers((n - 1,), (n - 2,)))

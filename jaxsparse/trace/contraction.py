@@ -180,13 +180,17 @@ def _ragged_operand(eqn, sources):
 
 def _gather_operand(eqn, sources):
   numbers, shape = eqn.params['dimension_numbers'], eqn.invars[0].aval.shape
-  offset = eqn.outvars[0].aval.ndim - len(shape) + 1
-  rows = (sources[0] and len(shape) > 1 and not sources[1]
-          and tuple(numbers.collapsed_slice_dims) == (0,)
-          and tuple(numbers.start_index_map) == (0,) and not numbers.operand_batching_dims
-          and tuple(eqn.params['slice_sizes']) == (1, *shape[1:])
-          and tuple(numbers.offset_dims) == tuple(range(offset, offset + len(shape) - 1)))
-  return (0, (0,), ()) if rows else None
+  rank = eqn.outvars[0].aval.ndim
+  whole = (sources[0] and len(shape) > 1 and not sources[1] and not numbers.operand_batching_dims
+           and tuple(eqn.params['slice_sizes']) == (1, *shape[1:]))
+  rows = (tuple(numbers.collapsed_slice_dims) == (0,) and tuple(numbers.start_index_map) == (0,)
+          and tuple(numbers.offset_dims) == tuple(range(rank - len(shape) + 1, rank)))
+  # A lookup of one row under `vmap`: it keeps the row's axis, and where columns start is clipped.
+  sliced = (len(shape) == 2 and not numbers.collapsed_slice_dims
+            and tuple(numbers.start_index_map) == (0, 1) and shape[0] > 1
+            and tuple(numbers.offset_dims) == (rank - 2, rank - 1)
+            and eqn.params['mode'] == jax.lax.GatherScatterMode.CLIP)
+  return (0, (0,), ()) if whole and (rows or sliced) else None
 
 
 def _row_operand(eqn, sources):

@@ -59,6 +59,9 @@ class Explanation:
 
   def _notes(self):
     notes = [f'ratio: time of a product with {self.rows} rows over the dense product']
+    if any(w.kind == 'declared' and w.format != 'dense' for w in self.weights):
+      notes.append('declared: multiply-adds alone, not the time to decode; '
+                   'measure_costs(packed, rows) measures it')
     if any(w.slower for w in self.weights):
       notes.append('!: slower than a dense array; fastest(packed, costs) holds such weights dense')
     return notes
@@ -112,6 +115,7 @@ def explain(packed: Any, rows: int = 1, *, costs: costs_of.Costs | None = None,
     w       NMArray  stored   1.00     68     0.531  declared
     total                              68     0.531
     ratio: time of a product with 1 rows over the dense product
+    declared: multiply-adds alone, not the time to decode; measure_costs(packed, rows) measures it
   """
   if rows < 1:
     raise ValueError(f'rows must be positive, got {rows}.')

@@ -100,6 +100,8 @@ def _take(contraction, x, w):
     return formats.take(w, row[None]).astype(contraction.dtype)
   ids = x[..., 0].astype(jnp.int32)   # a byte cannot hold the bound it is compared with
   out = formats.take(w, jnp.clip(ids, 0, rows - 1)).astype(contraction.dtype)
+  if not contraction.params['dimension_numbers'].collapsed_slice_dims:
+    return out[..., None, :]
   fill = contraction.params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP
   if not fill:
     return out

@@ -139,6 +139,8 @@ class DispatchTest(parameterized.TestCase):
       ('lookup', lambda p, x: jnp.take(p['w'], jnp.array([[0, 3], [7, 0]]), axis=0), (8, 4),
        ((0,), (1,))),
       ('lookup of one row', lambda p, x: p['w'][jnp.argmax(x[0])], (8, 4), ((0,), (1,))),
+      ('lookup of one row under vmap', lambda p, x: jax.vmap(lambda i: p['w'][i])(
+          jnp.array([[0, 3], [-1, 7]])), (8, 4), ((0,), (1,))),
       ('lookup with wrapped index', lambda p, x: p['w'][jnp.array([-1, 2])], (8, 4), ((0,), (1,))),
   )
   def test_every_form_of_product(self, fn, shape, axes):
