@@ -5,6 +5,7 @@ the schedules. Calls, `|`, literals and bare registered names are all there is.
 """
 
 import ast
+import difflib
 import inspect
 from typing import Any, Callable
 
@@ -114,9 +115,14 @@ def _build(node: ast.AST, text: str) -> Any:
 def _known(word: str, text: str):
   known = words()
   if word not in known:
-    raise ValueError(f'{word!r} in {_short(text)} is not a known word; known are '
-                     f'{", ".join(sorted(known))}.')
+    raise ValueError(f'{word!r} in {_short(text)} is not a known word{_meant(word, known)}; known '
+                     f'are {", ".join(sorted(known))}.')
   return known[word]
+
+
+def _meant(word, known) -> str:
+  near = difflib.get_close_matches(word, known, n=1)
+  return f', did you mean {near[0]!r}' if near else ''
 
 
 def _call(word: str, node: ast.Call, text: str) -> Any:
@@ -129,7 +135,11 @@ def _call(word: str, node: ast.Call, text: str) -> Any:
   try:
     signature.bind(*args, **kwargs)
   except TypeError as error:
-    raise ValueError(f'{word!r} in {_short(text)}: {error}; it is {word}{signature}.') from error
+    names = [*signature.parameters]
+    strange = [k for k in kwargs if k not in names]
+    meant = _meant(strange[0], names) if strange else ''
+    raise ValueError(f'{word!r} in {_short(text)}: {error}{meant}; it takes '
+                     f'{", ".join(names) or "nothing"}.') from error
   try:
     return factory(*args, **kwargs)
   except (TypeError, ValueError, AttributeError) as error:
