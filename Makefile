@@ -18,7 +18,7 @@ SOURCES := setup.py build_native.py pyproject.toml README.md \
   $(shell find jaxsparse -type f -not -name '*.pyc' -not -name '*.so')
 
 help:
-	@echo 'make demo      train, compress, pack and compare two models on real digits (about 3 minutes)'
+	@echo 'make demo      train, compress, pack and compare two models on real digits (3 to 5 minutes)'
 	@echo 'make models    the environment with two pretrained models, for --experiment=sentence and filetype'
 	@echo 'make test      what CI runs: lint, architecture, tests, doctests, notebooks, from the built wheel'
 	@echo 'make test-all  the same and the slow tests'
