@@ -113,10 +113,9 @@ def _stored_as_pruned(parts, states, stored):
   """Weights that a stage took over, in the sparse form of the stage that had pruned them."""
   if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((states, stored))):
     return stored   # what is zero, which the form depends on, is not known yet
-  for part, state in zip(parts, states):
-    entries = state.entries if _is_weights_state(state) else ()
+  for part, state in _single(parts, states):
     # A stage whose latents are something else (factors, codes) pruned nothing.
-    closed = {key: e._replace(superseded=False) for key, e in entries
+    closed = {key: e._replace(superseded=False) for key, e in state.entries
               if e.superseded and e.latents == weights.kind(e.layout)}
     leaves, rebuild = names.named_leaves(stored, stop=set(closed))
     held = {leaf.key: leaf.value for leaf in leaves
@@ -131,6 +130,15 @@ def _stored_as_pruned(parts, states, stored):
     stored = rebuild([held[leaf.key].stored_as(forms[leaf.key]) if leaf.key in held else leaf.value
                       for leaf in leaves])
   return stored
+
+
+def _single(parts, states):
+  """`(transform, WeightsState)` of every method in stages, those inside rules and chains too."""
+  for part, state in zip(parts, states):
+    if _is_weights_state(state):
+      yield part, state
+    elif isinstance(state, tuple) and len(state) == len(part.spec.parts):
+      yield from _single(part.spec.parts, state)
 
 
 def at(pattern: str, transform: Transform) -> Transform:

@@ -195,7 +195,8 @@ class SchemesTest(parameterized.TestCase):
   @parameterized.parameters(
       (jsp.nm(2, 4), 'int8', jsp.formats.NMArray), (jsp.magnitude(0.8), 'int4', None),
       (jsp.magnitude(0.8), 'ternary', None), (jsp.magnitude(0.1), 'int8', jsp.formats.PackedInts),
-      (jsp.nm(2, 4), 'uint8', jsp.formats.PackedInts))
+      (jsp.nm(2, 4), 'uint8', jsp.formats.PackedInts),
+      (jsp.rules([('k.*', jsp.nm(2, 4)), ('.*', jsp.identity())]), 'int8', jsp.formats.NMArray))
   def test_what_was_pruned_first_is_stored_sparse(self, prune, dtype, form):
     params = {'kernel': jax.random.normal(jax.random.key(0), (64, 24)), 'bias': jnp.ones(24)}
     dense = jsp.quantize(dtype)
