@@ -111,7 +111,7 @@ def _supersede(state, closed):
 
 def _stored_as_pruned(parts, states, stored):
   """Weights that a stage took over, in the sparse form of the stage that had pruned them."""
-  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((states, stored))):
+  if transforms.is_traced((states, stored)):
     return stored   # what is zero, which the form depends on, is not known yet
   for part, state in _single(parts, states):
     # A stage whose latents are something else (factors, codes) pruned nothing.

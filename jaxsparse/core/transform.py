@@ -135,6 +135,11 @@ def is_floating(x: Any) -> bool:
   return hasattr(x, 'dtype') and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def is_traced(tree: Any) -> bool:
+  """Whether an array of the tree, formats included, has no values yet."""
+  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
 def pullback(fn: Callable, params: Params):
   """`fn(params)` and its vector-Jacobian product, with integer leaves carried along as they are.
 

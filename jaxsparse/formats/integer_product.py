@@ -57,12 +57,9 @@ class IntegerProduct(formats.Wrapper):
   def matmul(self, x):
     values = jax.lax.stop_gradient(x.astype(jnp.float32))
     if self.step is None:
-      peak = jnp.abs(values).max(-1, keepdims=True, initial=0.0)
-      step = scales.of_range(-peak, peak, self.grid).scale
-      peak = scales.or_nan(peak, values, -1, keepdims=True)
-      step = jnp.where(jnp.isfinite(peak), step, jnp.nan)
+      step = scales.of_finite(values, -1, self.grid)
     else:
-      step = jnp.where(jnp.isnan(values).any(-1, keepdims=True), jnp.nan, self.step.reshape(()))
+      step = scales.or_nan(self.step.reshape(()), values, -1, keepdims=True)
     codes = self.grid.encode(values / step)
     fake = rounding.straight_through(x, (self.grid.decode(codes) * step).astype(x.dtype))
     # Compiled only where gradients, or a lone row, ask for it.

@@ -116,10 +116,13 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     if profile != 'none' and course.speedups is not None and notes['speedups'] is None:
       layers = _candidates(state, course)
       notes = notes | {'speedups': dict(course.speedups(layers, ratio, profile, speedup))}
-    manner = _manner(course.order or stable_rank.watched_names(state))
+    if notes['done'] or course.count == 0:
+      return stages.Turn(notes)
+    weight_names = course.order or stable_rank.watched_names(state)
+    manner = _usual(weight_names, paper)._replace(**given)
     end = manner.cap * course.steps
     gap = every or _gap(course.epoch, int(end), max(earliest, 2))
-    if notes['done'] or course.count == 0 or course.count % gap:
+    if course.count % gap:
       return stages.Turn(notes)
     # A layer that stays whole in any case need not have settled, nor be looked at.
     looked = _candidates(state, course) or None
@@ -139,11 +142,6 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     return stages.Turn(notes, low_rank(chosen, normalize=normalize), manner.warmup * gap,
                        manner.rate, report)
 
-  def _manner(weight_names):
-    transformer = _PAPERS_TRANSFORMER if paper else _TRANSFORMER
-    found = transformer if stable_rank.attends(weight_names) else _ORDINARY
-    return found._replace(**given)
-
   def _choose(params, state, course, speedups, looked, manner):
     wanted = stable_rank.wanted_ranks(state, params=params, accumulated=manner.accumulated,
                                       scaled=manner.scaled, only=looked)
@@ -161,6 +159,13 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
             and not re.fullmatch(keep, n)]
 
   return watch._replace(spec=watch.spec._replace(spelling=spelling, next_stage=next_stage))
+
+
+def _usual(weight_names, paper) -> _Manner:
+  """What a model with these weights gets where nothing is said."""
+  if not stable_rank.attends(weight_names):
+    return _ORDINARY
+  return _PAPERS_TRANSFORMER if paper else _TRANSFORMER
 
 
 def _gap(epoch, end, earliest) -> int:

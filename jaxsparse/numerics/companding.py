@@ -52,7 +52,7 @@ def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array
   """
   extent = geometry(x.shape, block)
   blocks, axes = _split(x.astype(jnp.float32), extent)
-  low, high = _range(blocks, axes, extent)
+  low, high = scales.extremes(blocks, axes)
   peak = jnp.maximum(high, -low)
   signs = low < 0
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
@@ -78,13 +78,6 @@ def decode(codes: jax.Array, scale: jax.Array, shape: tuple[int, ...], *, bits: 
   signed = blocks.astype(jnp.float32) - jnp.where(signs, half + 1, 0.0)
   step = jnp.abs(scale) * jnp.where(signs, np.float32(1 / half**2), np.float32(1 / full**2))
   return _joined(signed * jnp.abs(signed) * step, shape)
-
-
-def _range(blocks, axes, extent):
-  """The least and the greatest of each block, with axes of size 1."""
-  if extent[-1] == 1 or math.prod(extent) > extent[-1]:
-    return blocks.min(axes, keepdims=True), blocks.max(axes, keepdims=True)
-  return scales.extremes(blocks, axes)
 
 
 def _byte(x):

@@ -201,15 +201,28 @@ def or_nan(extreme: jax.Array, x: jax.Array, axes: Any = None, *,
 
 
 def extremes(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-  """The least and the greatest of zero and `x` over the last axes or all, which stay with size 1.
+  """The least and the greatest of zero and `x` over axes that stay with size 1.
 
-  Both in one pass, into which XLA:CPU fuses what makes `x`: it writes the operand of a plain
-  minimum or maximum out. Across rows that pass would read a column at a time.
+  Over the last axes both in one pass, into which XLA:CPU fuses what makes `x`: it writes the
+  operand of a plain minimum or maximum out. Across rows that pass would read a column at a time.
   """
+  long = {a for a in axes if x.shape[a] > 1}
+  if long != {*range(x.ndim - len(long), x.ndim)}:
+    return _peaks(x, axes)
   both = lambda a, b: (jax.lax.min(a[0], b[0]), jax.lax.max(a[1], b[1]))
   zero = x.dtype.type(0)
   return tuple(jnp.expand_dims(found, axes)
                for found in jax.lax.reduce((x, x), (zero, zero), both, axes))
+
+
+def of_finite(x: jax.Array, axes: Any, grid: grids.Grid) -> jax.Array:
+  """The least scale over axes, which stay with size 1, that clips nothing of a symmetric grid.
+
+  What is not finite has no scale: its products are NaN rather than finite by accident.
+  """
+  peak = jnp.abs(x).max(axes, keepdims=True, initial=0.0)
+  finite = jnp.isfinite(x).all(axes, keepdims=True)
+  return jnp.where(finite, of_range(-peak, peak, grid).scale, jnp.nan)
 
 
 def of_range(low, high, grid):

@@ -1,7 +1,7 @@
 """Optimizer states that follow the weights through mask and structure changes."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,8 @@ def relay(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_sta
   return opt_state if places is None else _all_moved(tx, opt_state, places)
 
 
-class _Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Place:   # no tuple, so that it is a leaf of trees
   """Where the blocks of a weight's panels come from.
 
   Attributes:
@@ -107,7 +108,7 @@ class _Place(NamedTuple):
 
 
 def _places(params, old_state, new_state):
-  """A `_Place` for each param held as blocks whose mask is another, None for others; or None."""
+  """A `_Place` for each param held as blocks whose mask is another, False for others; or None."""
   old, new = masks.block_masks(old_state), masks.block_masks(new_state)
   found = {}
   for key in new.keys() & old.keys():
@@ -121,30 +122,21 @@ def _places(params, old_state, new_state):
   if not found:
     return None
   leaves, rebuild = names.named_leaves(params)
-  return rebuild([_Leaf(found.get(leaf.key)) for leaf in leaves])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-  """Hides a place from trees."""
-
-  place: _Place | None
+  return rebuild([found.get(leaf.key, False) for leaf in leaves])
 
 
 def _all_moved(tx, opt_state, places):
-  owned = lambda x, leaf: x if isinstance(x, optax.MaskedNode) else _moved(x, leaf)
+  owned = lambda x, place: x if isinstance(x, optax.MaskedNode) else _moved(x, place)
   return optax.tree_map_params(tx, owned, opt_state, places,
                                is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
-def _moved(x, leaf):
+def _moved(x, place):
   # Optimizers also hold per-parameter scalars and factored statistics; those have other shapes.
-  if leaf.place is None:
+  if not place or jnp.shape(x)[:-1] != (*place.source.shape[:-1], place.slots * place.rows):
     return x
-  source, slots, rows = leaf.place
-  if jnp.shape(x)[:-1] != (*source.shape[:-1], slots * rows):
-    return x
-  blocks = x.reshape(*source.shape[:-1], slots, rows, x.shape[-1])
+  source = place.source
+  blocks = x.reshape(*source.shape[:-1], place.slots, place.rows, x.shape[-1])
   blocks = jnp.pad(blocks, [(0, 0)] * (source.ndim - 1) + [(0, 1), (0, 0), (0, 0)])
   found = jnp.take_along_axis(blocks, source[..., None, None], axis=-3)
   return found.reshape(*source.shape[:-1], -1, x.shape[-1])

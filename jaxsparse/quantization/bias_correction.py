@@ -37,14 +37,14 @@ def correct_bias(params: Any, compressed: Any, means: Mapping[str, jax.Array], *
     >>> correct_bias(params, rounded, {'kernel': jnp.array([4.0, 0.0])})['bias'].tolist()
     [-2.0]
   """
-  before = {leaf.name: leaf.value for leaf in names.named_leaves(params)[0]}
+  before = {leaf.name: leaf for leaf in names.named_leaves(params)[0]}
   leaves, rebuild = names.named_leaves(compressed)
   after = {leaf.name: leaf.value for leaf in leaves}
   shifts = {}
   for name, mean in means.items():
     place = '/'.join([*name.split('/')[:-1], bias])
     if name in after and place in after and name in before:
-      shift = _shift(name, before[name], after[name], mean, (axes or {}).get(name))
+      shift = _shift(before[name], after[name], mean, (axes or {}).get(name))
       shifts[place] = shifts.get(place, 0) + shift
   if not shifts:
     raise ValueError(f'no weight with a mean has a {bias!r} beside it; means are of '
@@ -61,9 +61,9 @@ def correct_bias(params: Any, compressed: Any, means: Mapping[str, jax.Array], *
   return rebuild(new)
 
 
-def _shift(name, w, new, mean, given):
-  w, new = jnp.asarray(w), jnp.asarray(formats.densify(new))
-  numbers = given or roles.known_axes(name, w.shape)
+def _shift(leaf, new, mean, given):
+  name, w, new = leaf.name, jnp.asarray(leaf.value), jnp.asarray(formats.densify(new))
+  numbers = given or roles.known_axes(name, w.shape, of_module=leaf.of_module)
   layout = roles.Layout(w.shape, w.dtype, roles.DimensionNumbers(*numbers))
   off = layout.to_matrix(new).astype(jnp.float32) - layout.to_matrix(w).astype(jnp.float32)
   if mean.shape != off.shape[:-1]:

@@ -88,10 +88,11 @@ def rotate(params: Any, *, reads: str, writes: str, norms: Mapping[str, str] | N
   """
   leaves, rebuild = names.named_leaves(params)
   values = {leaf.name: leaf.value for leaf in leaves}
+  of_module = {leaf.name: leaf.of_module for leaf in leaves}
   layout = lambda name: roles.Layout(
-      values[name].shape, values[name].dtype,
-      roles.DimensionNumbers(*((axes or {}).get(name) or
-                               roles.known_axes(name, values[name].shape))))
+      values[name].shape, values[name].dtype, roles.DimensionNumbers(*(
+          (axes or {}).get(name)
+          or roles.known_axes(name, values[name].shape, of_module=of_module[name]))))
   for norm, pattern in (norms or {}).items():
     _fold(values, norm, _matching(values, pattern), layout)
   readers, writers = _matching(values, reads), _matching(values, writes)

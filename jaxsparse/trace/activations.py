@@ -142,16 +142,8 @@ def _wanted(params, pattern) -> set[str]:
 
 
 def _dynamic(values, grid, axes) -> scales.Scale:
-  values = jax.lax.stop_gradient(values)
-  if axes is None:
-    low, high = scales.extremes(values, tuple(range(values.ndim)))
-  elif grid.zero_point:
-    low = values.min(axes, keepdims=True, initial=0.0)
-    high = values.max(axes, keepdims=True, initial=0.0)
-  else:
-    high = jnp.abs(values).max(axes, keepdims=True, initial=0.0)
-    low = -high
-  return scales.of_range(low, high, grid)
+  axes = tuple(range(values.ndim)) if axes is None else axes
+  return scales.of_range(*scales.extremes(jax.lax.stop_gradient(values), axes), grid)
 
 
 def _static(name, ranges, grid, rows) -> scales.Scale:

@@ -16,6 +16,7 @@ import jax
 from absl import logging
 
 from jaxsparse.core import names
+from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
 from jaxsparse.numerics import axes
 from jaxsparse.trace import cost_cache
@@ -127,7 +128,7 @@ def measure_costs(packed: Any, rows: Sequence[int] | int = (1, 32), *,
   """
   wanted = _wanted(packed, rows)
   for weight, _ in wanted.values():
-    if is_traced(weight):
+    if transforms.is_traced(weight):
       raise TypeError('measure_costs runs products, so it takes concrete weights: call it outside '
                       'of jit.')
   path = cost_cache.default_path() if cache is None else pathlib.Path(cache)
@@ -220,11 +221,6 @@ def ratio_of(name: str, weight: formats.Format, rows: int, costs: Costs,
   """The way a weight is multiplied, and what that costs: where it is used, or of a product."""
   way = costs.best(weight, rows)
   return way, (uses or {}).get(name) or costs.ratios(weight, rows)[way]
-
-
-def is_traced(weight: formats.Format) -> bool:
-  """Whether an array of the weight has no values yet."""
-  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weight))
 
 
 def _wanted(packed, rows):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.core import names
+from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
 from jaxsparse.trace import dataflow
 from jaxsparse.trace import dead
@@ -80,7 +81,7 @@ def fold_batch_norm(apply_fn: Callable, params: Any, *args, norms: str | None = 
   for norm in found:
     _fold(norm, flow, values)
   folded = rebuild([values[leaf.name] for leaf in leaves])
-  if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, args, kwargs))):
+  if not transforms.is_traced((params, args, kwargs)):
     _check(apply_fn, params, folded, args, kwargs)
   return folded
 

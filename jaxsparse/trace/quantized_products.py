@@ -180,11 +180,7 @@ class _Codes(NamedTuple):
 def _codes(a, labels, kept, grid, seed=None) -> _Codes:
   values = a.astype(jnp.float32)
   gone = tuple(n for n, label in enumerate(labels) if label not in kept)
-  peak = jnp.abs(values).max(gone, keepdims=True, initial=0.0)
-  scale = scales.of_range(-peak, peak, grid).scale
-  # What is not finite has no scale: its products are NaN rather than finite by accident.
-  peak = scales.or_nan(peak, values, gone, keepdims=True)
-  scale = jnp.where(jnp.isfinite(peak), scale, jnp.nan)
+  scale = scales.of_finite(values, gone, grid)
   if seed is None:
     codes = grid.encode(values / scale)
   else:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.core import names
+from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
 from jaxsparse.trace import costs as costs_of
 from jaxsparse.trace import dispatch
@@ -53,7 +54,7 @@ def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None 
   stored = {leaf.name: leaf.value for leaf in names.named_leaves(packed)[0]
             if formats.is_format(leaf.value)}
   for name, weight in stored.items():
-    if costs_of.is_traced(weight):
+    if transforms.is_traced(weight):
       raise TypeError(f'{name}: measure_uses runs operations, so it takes concrete weights: call '
                       'it outside of jit.')
   found = []
