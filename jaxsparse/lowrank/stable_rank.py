@@ -112,7 +112,7 @@ def stable_ranks(state: Any, params: Any = None, *,
 
   Args:
     state: of `track_stable_rank`, alone or among other transforms.
-    params: measures these now, in one compiled program that hands only numbers to the host; None
+    params: measures these now, in compiled programs that hand only numbers to the host; None
       reads what the last due update measured.
     only: names of the watched weights to look at; None is all. Fewer shapes compile faster.
 
@@ -134,7 +134,9 @@ def stable_ranks(state: Any, params: Any = None, *,
   remembered = {key: value for key, (_, value) in found.items()}
   current = {key: value.current for key, value in remembered.items()}
   if params is not None:
-    current = _measured(layouts, _picked(layouts, params))
+    # A program a shape is less to compile than one of all.
+    arrays = _picked(layouts, params)
+    current = {key: _measured(layout, arrays[key]) for key, layout in layouts}
   initial = {key: value.initial for key, value in remembered.items()}
   counts = [value.count for value in remembered.values()]
   current, initial, counts = jax.device_get((current, initial, counts))
@@ -145,8 +147,8 @@ def stable_ranks(state: Any, params: Any = None, *,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measured(layouts, arrays):
-  return linalg.stable_ranks({key: layout.to_matrix(arrays[key]) for key, layout in layouts})
+def _measured(layout, array):
+  return linalg.stable_rank(layout.to_matrix(array))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
