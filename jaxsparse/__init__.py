@@ -190,6 +190,7 @@ from jaxsparse.trace import activation_ranges
 from jaxsparse.trace import axes_of
 from jaxsparse.trace import calibrate
 from jaxsparse.trace import compile_costs
+from jaxsparse.trace import compile_uses
 from jaxsparse.trace import contractions
 from jaxsparse.trace import dispatch
 from jaxsparse.trace import explain

@@ -42,12 +42,13 @@ from jaxsparse.trace.shrink import shrink
 from jaxsparse.trace.silence import silence
 from jaxsparse.trace.walk import axes_of
 from jaxsparse.trace.walk import contractions
+from jaxsparse.trace.uses import compile_uses
 from jaxsparse.trace.uses import measure_uses
 
 __all__ = [
     'ActivationRange', 'Contraction', 'Costs', 'Explained', 'Explanation', 'Flops', 'Histogram',
     'Observer', 'Range', 'Resized', 'Shrunk', 'WeightFlops', 'activation_ranges', 'axes_of',
-    'calibrate', 'compile_costs', 'contractions', 'dispatch', 'equalize', 'explain',
+    'calibrate', 'compile_costs', 'compile_uses', 'contractions', 'dispatch', 'equalize', 'explain',
     'factor_speedups', 'fastest', 'flops', 'fold_batch_norm', 'gram', 'histogram', 'hooked',
     'input_max', 'input_mean', 'input_norm', 'kl_ranges', 'learned_activations', 'measure_costs',
     'measure_uses', 'one_shot', 'quantize_activations', 'quantized_products', 'range_', 'shrink',

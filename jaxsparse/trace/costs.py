@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -170,18 +170,36 @@ def compile_costs(packed: Any, rows: Sequence[int] | int = (1, 32), *, device=No
     >>> jsp.compile_costs(packed, 32).ratios(packed['w'], rows=32)['stored'].value < 0.7
     True
   """
+  count, table = counter(device), {}
+  for key, (weight, number) in _wanted(packed, rows).items():
+    programs, given = _programs(_abstract(weight), number)
+    table[key] = {way: count(run, *given[way]) for way, run in programs.items()}
+  return Costs(table, 'compiled')
+
+
+def counter(device: jax.Device | None) -> Callable[..., float]:
+  """`count(jitted, *arguments)`: operations of the compiled program, or bytes where they are more.
+
+  Nothing runs on `device`, and of arguments only shapes and dtypes count. The figure is that of
+  `compile_costs`.
+  """
   device = jax.devices()[0] if device is None else device
   placed = jax.sharding.SingleDeviceSharding(device)
-  balance, table = _BALANCE.get(device.platform, _BALANCE['gpu']), {}
-  for key, (weight, count) in _wanted(packed, rows).items():
-    programs, given = _programs(_abstract(weight), count)
+  balance = _BALANCE.get(device.platform, _BALANCE['gpu'])
+
+  def count(run, *given):
     given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=placed), given)
-    table[key] = {}
-    for way, run in programs.items():
-      counted = run.lower(*given[way]).compile().cost_analysis()
-      table[key][way] = max(counted.get('flops', 0.0),
-                            balance * counted.get('bytes accessed', 0.0), 1.0)
-  return Costs(table, 'compiled')
+    counted = run.lower(*given).compile().cost_analysis()
+    return max(counted.get('flops', 0.0), balance * counted.get('bytes accessed', 0.0), 1.0)
+
+  return count
+
+
+def slice_of(weight: formats.Format, ndim: int) -> formats.Format:
+  """The first of a stacked weight's slices that has `ndim` axes, concrete or not."""
+  while weight.ndim > ndim:
+    weight = jax.tree.map(_first, weight).drop_leading()
+  return weight
 
 
 def fastest(packed: Any, costs: Costs, rows: int = 1, *,
@@ -192,8 +210,8 @@ def fastest(packed: Any, costs: Costs, rows: int = 1, *,
     packed: a tree with formats in it.
     costs: of `measure_costs` or `compile_costs`; what it does not know stays as it is.
     rows: rows of activations that count.
-    uses: of `measure_uses`: what a weight costs where a model uses it, in place of what `costs`
-      says of a product. Convolutions, lookups and experts are known by it alone.
+    uses: of `measure_uses` or `compile_uses`: what a weight costs where a model uses it, in place
+      of what `costs` says of a product. Convolutions, lookups and experts are known by it alone.
 
   Returns:
     The tree: formats whose best way costs at most 1.05 of the dense product, and arrays.
@@ -259,10 +277,7 @@ def _abstract(weight):
 
 def _one(weight):
   """The first matrix of a stack, its layout and those of formats in it in matrix order."""
-  weight = _matrix_order(weight)
-  while len(weight.layout.shape) > 2:
-    weight = jax.tree.map(_first, weight).drop_leading()
-  return weight
+  return slice_of(_matrix_order(weight), 2)
 
 
 def _matrix_order(weight):

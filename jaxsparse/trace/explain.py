@@ -91,14 +91,15 @@ def explain(packed: Any, rows: int = 1, *, costs: costs_of.Costs | None = None,
 
   Runs nothing. The kernel is the one that `dispatch` with the same costs would take for a product
   of so many rows; lookups in a table and convolutions have ways of their own, which
-  `measure_uses` times.
+  `measure_uses` times and `compile_uses` counts.
 
   Args:
     packed: a tree with formats in it; arrays of less than two axes are left out.
     rows: rows of activations: batch times tokens.
     costs: of `measure_costs` or `compile_costs`. None declares: the multiply-adds that a format
       executes over those of the dense product, which say nothing of the time to decode.
-    uses: of `measure_uses`: ratios of a weight's operations in a model, in place of a product's.
+    uses: of `measure_uses` or `compile_uses`: ratios of a weight's operations in a model, in place
+      of a product's.
 
   Returns:
     The table; `print` it.

@@ -2,7 +2,8 @@
 
 A table of products (`costs`) knows matrices and rows. A convolution's cost hangs on strides and the
 size of the image, and a table may be looked up, multiplied by, or both. Here the operations that a
-model runs are found in its trace, and each is timed with the weight stored and with it dense.
+model runs are found in its trace, and each is timed, or compiled, with the weight stored and with
+it dense.
 """
 
 import dataclasses
@@ -57,6 +58,58 @@ def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None 
     if transforms.is_traced(weight):
       raise TypeError(f'{name}: measure_uses runs operations, so it takes concrete weights: call '
                       'it outside of jit.')
+
+  def times(with_dense, with_stored, contraction, x, dense, weight):
+    given, dense = _input(contraction, x), timing.noise(1, dense)
+    found = timing.interleaved({'dense': lambda: with_dense(given, dense),
+                                'stored': lambda: with_stored(given, weight)})
+    base, ratio = found['dense'][0], found['stored'][1]
+    return base, base * ratio
+
+  return _ratios(fn, packed, args, kwargs, costs, times, 'measured')
+
+
+def compile_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None = None,
+                 device: jax.Device | None = None, **kwargs) -> dict[str, costs_of.Ratio]:
+  """What XLA counts in every operation of `fn` with a packed weight, over the same with it dense.
+
+  For machines that are not there, as `compile_costs`: nothing runs, and weights and arguments may
+  be `jax.ShapeDtypeStruct`s.
+
+  Args:
+    fn, packed, args, costs, kwargs: as of `measure_uses`.
+    device: of `jax.devices()`, or of a topology that libtpu describes; None takes the first.
+
+  Returns:
+    As `measure_uses`, of kind 'compiled': operations, or bytes where they are more.
+
+  Example:
+    >>> import jaxsparse as jsp
+    >>> transform = jsp.low_rank(2)
+    >>> packed = transform.pack(*transform.init({'kernel': jnp.ones((3, 3, 32, 64))}))
+    >>> conv = lambda params, x: jax.lax.conv_general_dilated(
+    ...     x, params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    >>> uses = compile_uses(conv, packed, jnp.ones((2, 16, 16, 32)))
+    >>> uses['kernel'].kind, uses['kernel'].value < 0.5
+    ('compiled', True)
+  """
+  count = costs_of.counter(device)
+
+  def counts(with_dense, with_stored, contraction, x, dense, weight):
+    given = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return count(with_dense, given, dense), count(with_stored, given, weight)
+
+  return _ratios(fn, packed, args, kwargs, costs, counts, 'compiled')
+
+
+def _ratios(fn, packed, args, kwargs, costs, price, kind):
+  """`{weight name: what all its operations cost stored, over dense}`.
+
+  `price` takes the operation as a jitted function of its input and weight, dense and stored, then
+  the operation, its input's type, the dense weight's and the stored weight; it returns two costs.
+  """
+  stored = {leaf.name: leaf.value for leaf in names.named_leaves(packed)[0]
+            if formats.is_format(leaf.value)}
   found = []
 
   def watch(contraction, x, w):
@@ -69,31 +122,22 @@ def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None 
   jax.eval_shape(with_weights, packed, *args)
   totals = {}
   for contraction, x, w in found:
-    whole, dense = _times(contraction, x, _slice(stored[contraction.name], w), costs)
-    seconds = totals.setdefault(contraction.name, [0.0, 0.0])
-    seconds[0] += whole * contraction.repeats
-    seconds[1] += dense * contraction.repeats
-  return {name: costs_of.Ratio(whole / dense, 'measured')
-          for name, (whole, dense) in totals.items()}
+    contraction = dataclasses.replace(contraction, operands=tuple(
+        _even(v, x) if n > 1 else v for n, v in enumerate(contraction.operands)))
 
+    def with_stored(x, w, contraction=contraction):
+      if costs is not None and contraction.kind == 'dot':
+        w = dispatch.chosen(costs, contraction, x, w)
+      return contraction.compute(x, w)
 
-def _times(contraction, x, weight, costs):
-  """Seconds of one operation with the weight stored, and dense."""
-  contraction = dataclasses.replace(contraction, operands=tuple(
-      _even(v, x) if n > 1 else v for n, v in enumerate(contraction.operands)))
-  given = _input(contraction, x)
-  dense = timing.noise(1, jax.ShapeDtypeStruct(contraction.operand_shape, contraction.dtype))
-
-  def with_stored(x, w):
-    if costs is not None and contraction.kind == 'dot':
-      w = dispatch.chosen(costs, contraction, x, w)
-    return contraction.compute(x, w)
-
-  with_dense, with_stored = jax.jit(contraction.compute), jax.jit(with_stored)
-  times = timing.interleaved({'dense': lambda: with_dense(given, dense),
-                              'stored': lambda: with_stored(given, weight)})
-  base, ratio = times['dense'][0], times['stored'][1]
-  return base * ratio, base
+    dense, whole = price(
+        jax.jit(contraction.compute), jax.jit(with_stored), contraction, x,
+        jax.ShapeDtypeStruct(contraction.operand_shape, contraction.dtype),
+        costs_of.slice_of(stored[contraction.name], w.ndim))
+    total = totals.setdefault(contraction.name, [0.0, 0.0])
+    total[0] += whole * contraction.repeats
+    total[1] += dense * contraction.repeats
+  return {name: costs_of.Ratio(whole / dense, kind) for name, (whole, dense) in totals.items()}
 
 
 def _input(contraction, x):
@@ -106,10 +150,3 @@ def _input(contraction, x):
 def _even(sizes, x):
   """Even sizes of ragged groups, which a trace does not know: what operations take beside x, w."""
   return jnp.full(sizes.shape, x.shape[-2] // max(sizes.shape[-1], 1), sizes.dtype)
-
-
-def _slice(weight, seen):
-  """The first of the weight's slices that has the shape in which an operation saw it."""
-  for _ in range(weight.ndim - seen.ndim):
-    weight = jax.tree.map(lambda a: a[0], weight).drop_leading()
-  return weight

@@ -70,3 +70,21 @@ def test_uses_are_timed_here_and_wants_concrete_weights():
   assert [*uses] == ['table'] and 0 < uses['table'].value < 1000
   with pytest.raises(TypeError, match=r'conv.*outside of jit'):
     jax.jit(lambda p: jsp.measure_uses(_model, p, *inputs) and 0)(packed)
+
+
+def test_uses_are_compiled_of_shapes_alone():
+  packed, inputs = _packed()
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (packed, inputs))
+  uses = jsp.compile_uses(_model, shapes[0], *shapes[1])
+  assert set(uses) == set(packed) and {r.kind for r in uses.values()} == {'compiled'}
+  assert uses == jsp.compile_uses(_model, packed, *inputs)
+  transform = jsp.low_rank(4)
+  params = {'kernel': jax.random.normal(jax.random.key(0), (3, 3, 32, 64))}
+  model = lambda p, x: jax.lax.conv_general_dilated(
+    x, p['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  factors = transform.pack(*transform.init(params, axes=jsp.axes_of(
+    model, params, jnp.ones((2, 16, 16, 32)))))
+  ratio = jsp.compile_uses(model, factors, jnp.ones((2, 16, 16, 32)))['kernel'].value
+  # 1,408 multiply-adds a pixel of 18,432, and as many bytes of input and output.
+  assert 1408 / 18432 < ratio < 0.2 and not jsp.is_format(jsp.fastest(
+    factors, jsp.Costs(), uses={'kernel': costs.Ratio(1 / ratio, 'compiled')})['kernel'])
