@@ -22,7 +22,7 @@ from jaxsparse.lowrank.low_rank import low_rank
 
 _PROFILES = ('time', 'cost', 'none')
 # Small data have short epochs, in which ranks hardly move and a look costs as much as training.
-_MOST_LOOKS = 48
+_MOST_LOOKS = 32
 
 
 class _Manner(NamedTuple):
@@ -61,7 +61,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
 
   Args:
     every: steps between two looks, the 'epochs' below; None is an epoch, but more where that were
-      over 48 looks before the cap, and less where it were under `earliest`.
+      over 32 looks before the cap, and less where it were under `earliest`.
     tolerance, window, last, earliest: as in `ranks_settled`.
     cap: share of the run after which the factors come even if ranks still move.
     paper: as in `ranks_settled`; ranks are still chosen by scaled stable ranks.
