@@ -112,10 +112,7 @@ def errors(grams: dict, dense: Any, new: Any) -> dict[str, float]:
 
 
 def mixed(params: Any, seen: Calibration) -> str:
-  """The recipe that moves the embeddings least in bytes midway between int4 and int8.
-
-  Codes of three bits are stored in four, so that int3 would save nothing.
-  """
+  """The recipe that moves the embeddings least in bytes midway between int4 and int8."""
   ids = [(b, jax.jit(minilm.apply)(params, b)) for b in seen.batches[:2]]
   loss = lambda p, batch: 1 - (minilm.apply(p, batch[0]) * batch[1]).sum(-1).mean()
   schemes = ("gptq('int8')", "gptq('int4', group=64)")

@@ -10,6 +10,7 @@ scale says so. NaN and infinity spread over their block.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,6 @@ def geometry(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
   return tuple(extent)
 
 
-@functools.partial(jax.jit, static_argnames=('bits', 'block'))
 def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array]:
   """Codes and scales of `x`, of any shape with no axis of size 0.
 
@@ -50,9 +50,25 @@ def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array
     uint8 codes, of the shape of `x` for 8 bits, two to a byte along its first axis for 4; and
     float32 scales `[ceil(n / extent), ...]`, one axis for each of `x`.
   """
-  extent = geometry(x.shape, block)
-  blocks, axes = _split(x.astype(jnp.float32), extent)
-  low, high = scales.extremes(blocks, axes)
+  return encode_alike([x], bits=bits, block=block)[0]
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'block'))
+def encode_alike(arrays: Sequence[jax.Array], *, bits: int,
+                 block: int) -> list[tuple[jax.Array, jax.Array]]:
+  """`encode` of each of several arrays of one shape, whose ranges are found in one pass."""
+  shape = arrays[0].shape
+  split = [_split(x.astype(jnp.float32), geometry(shape, block)) for x in arrays]
+  ranges = scales.extremes_of([blocks for blocks, _ in split], split[0][1])
+  out = []
+  for (blocks, _), (low, high) in zip(split, ranges):
+    codes, scale = _coded(blocks, low, high, bits)
+    codes = _joined(codes, shape)
+    out.append((_packed(codes) if bits == 4 else codes, scale.reshape(blocks.shape[0::2])))
+  return out
+
+
+def _coded(blocks, low, high, bits):
   peak = jnp.maximum(high, -low)
   signs = low < 0
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
@@ -61,9 +77,7 @@ def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array
   inverse = levels * levels / jnp.maximum(peak, 1e-30)
   magnitude = jnp.sqrt(jnp.maximum(jnp.abs(blocks * inverse), 1.0))
   signed = jnp.where(blocks == 0, 0.0, jnp.where(blocks < 0, -magnitude, magnitude))
-  codes = _joined(_byte(signed + jnp.where(signs, half + 1, 0.0)), x.shape)
-  scale = jnp.where(signs, peak, -peak).reshape(blocks.shape[0::2])
-  return (_packed(codes) if bits == 4 else codes), scale
+  return _byte(signed + jnp.where(signs, half + 1, 0.0)), jnp.where(signs, peak, -peak)
 
 
 @functools.partial(jax.jit, static_argnames=('shape', 'bits', 'block'))

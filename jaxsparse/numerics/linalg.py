@@ -110,9 +110,9 @@ def stable_rank(w: jax.Array) -> jax.Array:
   """`|W|_F^2 / |W|_2^2`, between 1 and the rank: how many directions carry the energy.
 
   The largest eigenvalue of the smaller Gram matrix stands for the squared spectral norm. Up to 128
-  rows the Gram matrix is formed and the eigenvalue exact to float32's rounding; above, Lanczos finds
-  it in `5 n^(1/3)` steps for n the smaller side, and at least 48, each two products with a vector,
-  within 1e-5 on the spectra of random matrices, whose edge is as dense as they come.
+  rows the Gram matrix is formed and the eigenvalue exact to float32's rounding; above, Lanczos
+  finds it in `5 n^(1/3)` steps for n the smaller side, and at least 48, each two products with a
+  vector, within 1e-5 on the spectra of random matrices, whose edge is as dense as they come.
 
   Args:
     w: `[..., R, O]`, any floating dtype.

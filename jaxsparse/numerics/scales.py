@@ -13,6 +13,7 @@ of the zero point, which is then no whole number; of the scale on grids without 
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -203,16 +204,33 @@ def or_nan(extreme: jax.Array, x: jax.Array, axes: Any = None, *,
 def extremes(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   """The least and the greatest of zero and `x` over axes that stay with size 1.
 
-  Over the last axes both in one pass, into which XLA:CPU fuses what makes `x`: it writes the
-  operand of a plain minimum or maximum out. Across rows that pass would read a column at a time.
+  Minus zero may be the least. NaN is the one or the other over the last axes, and may be lost over
+  others.
   """
-  long = {a for a in axes if x.shape[a] > 1}
-  if long != {*range(x.ndim - len(long), x.ndim)}:
-    return _peaks(x, axes)
-  both = lambda a, b: (jax.lax.min(a[0], b[0]), jax.lax.max(a[1], b[1]))
-  zero = x.dtype.type(0)
-  return tuple(jnp.expand_dims(found, axes)
-               for found in jax.lax.reduce((x, x), (zero, zero), both, axes))
+  return extremes_of([x], axes)[0]
+
+
+def extremes_of(arrays: Sequence[jax.Array],
+                axes: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array]]:
+  """`extremes` of each of several arrays of one shape and dtype.
+
+  Over the last axes all in one pass, into which XLA:CPU fuses what makes the arrays, and reads once
+  what they are made of: it writes the operand of a plain minimum or maximum out. Across rows that
+  pass would read a column at a time. Bits of floats are compared, as integers, in the order of
+  magnitudes, since comparisons of floats that must tell NaN apart make slower loops.
+  """
+  shape, dtype = arrays[0].shape, arrays[0].dtype
+  long = {a for a in axes if shape[a] > 1}
+  if long != {*range(len(shape) - len(long), len(shape))}:
+    return [_peaks(x, axes) for x in arrays]
+  signed, unsigned = (np.dtype(f'{kind}{dtype.itemsize}') for kind in 'iu')
+  bits = [jax.lax.bitcast_convert_type(x, kind) for x in arrays for kind in (unsigned, signed)]
+  # Minus zero and zero: what is above has the same sign.
+  first = [unsigned.type(1 << (8 * dtype.itemsize - 1)), signed.type(0)] * len(arrays)
+  most = lambda a, b: [jax.lax.max(i, j) for i, j in zip(a, b)]
+  found = [jax.lax.bitcast_convert_type(jnp.expand_dims(x, axes), dtype)
+           for x in jax.lax.reduce(bits, first, most, axes)]
+  return list(zip(found[::2], found[1::2]))
 
 
 def of_finite(x: jax.Array, axes: Any, grid: grids.Grid) -> jax.Array:

@@ -63,10 +63,14 @@ def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: i
   matches = names.compile_pattern(only).fullmatch if only is not None else lambda name: True
   tx = optax.with_extra_args_support(tx)
 
-  def encoded(state):
+  def encoded(state, params):
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
-    pairs = [companding.encode(x, bits=bits, block=block) if _takes(path, x, block, matches)
-             else (x, jnp.zeros([], jnp.float32)) for path, x in leaves]
+    pairs = [(x, jnp.zeros([], jnp.float32)) for _, x in leaves]
+    for taken in _by_param([(path, x) if _takes(path, x, block, matches) else None
+                            for path, x in leaves], params):
+      coded = companding.encode_alike([leaves[n][1] for n in taken], bits=bits, block=block)
+      for n, pair in zip(taken, coded):
+        pairs[n] = pair
     codes, scales = (treedef.unflatten(part) for part in ([p[0] for p in pairs],
                                                           [p[1] for p in pairs]))
     return QuantizedState(codes, scales)
@@ -86,19 +90,37 @@ def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: i
       if not any(map(matches, found)):
         raise ValueError(f'{only!r} matches no leaf of the optimizer state; it has '
                          f'{", ".join(found) or "none"}.')
-    return encoded(state)
+    return encoded(state, params)
 
   def update(updates, state, params=None, **extra):
     # Shapes alone are asked for, and gradients have those of the params.
-    like = jax.eval_shape(tx.init, updates if params is None else params)
-    updates, inner = tx.update(updates, decoded(state, like), params, **extra)
-    return updates, encoded(inner)
+    like = updates if params is None else params
+    shapes = jax.eval_shape(tx.init, like)
+    updates, inner = tx.update(updates, decoded(state, shapes), params, **extra)
+    return updates, encoded(inner, like)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _takes(path, x, block, matches) -> bool:
   return transforms.is_floating(x) and x.ndim > 0 and x.size >= block and matches(_name(path))
+
+
+def _by_param(leaves, params) -> list[list[int]]:
+  """Indices of `(path, array)`s, together where they are of one weight, as their paths end in its.
+
+  Moments of a weight are made of the same gradient, so it is read once for the ranges of them all.
+  """
+  known = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+  lengths = sorted({len(path) for path in known}, reverse=True)
+  groups: dict[Any, list[int]] = {}
+  for n, leaf in enumerate(leaves):
+    if leaf is not None:
+      path, x = leaf
+      ends = (path[len(path) - k:] for k in lengths if k <= len(path))
+      of = next((end for end in ends if end in known), path)
+      groups.setdefault((of, x.shape, x.dtype), []).append(n)
+  return list(groups.values())
 
 
 def _name(path) -> str:

@@ -123,6 +123,23 @@ class AbsmaxTest(parameterized.TestCase):
     scale = scales.absmax(jnp.full((1, 1), 3e38), 127.0, granularity='channel')
     np.testing.assert_allclose(scale, 3e38 / 127, rtol=1e-6)
 
+  @parameterized.product(dtype=('float16', 'bfloat16', 'float32'), axes=((2,), (1, 2), (0,)))
+  def test_extremes(self, dtype, axes):
+    """In every dtype; one sign alone, zeros of both signs, and infinities are themselves."""
+    x = np.random.default_rng(0).normal(size=(6, 2, 50)) * np.logspace(-9, 3, 50)
+    x[1], x[2], x[3], x[4] = np.abs(x[1]), -np.abs(x[2]), 0.0, -0.0
+    x[5, 0, 1], x[5, 1, 2] = np.inf, -np.inf
+    x = jnp.asarray(x, dtype)
+    both = jax.jit(lambda x, y: scales.extremes_of([x, y], axes))(x, x[::-1])
+    for (low, high), y in zip(both, (x, x[::-1])):
+      y = np.asarray(y, np.float32)
+      np.testing.assert_array_equal(low, np.minimum(y.min(axes, keepdims=True), 0))
+      np.testing.assert_array_equal(high, np.maximum(y.max(axes, keepdims=True), 0))
+    if axes != (0,):
+      for bad in (jnp.nan, -jnp.nan):
+        low, high = jax.jit(lambda x: scales.extremes(x, axes))(x.at[0, 0, 3].set(bad))
+        self.assertTrue(np.isnan(np.asarray(low + high, np.float32)[0, 0]).all())
+
   def test_jit_agrees_to_the_bit(self):
     w = jnp.asarray(np.random.default_rng(0).normal(size=(33, 17)), jnp.float32)
     run = lambda w: scales.absmax(w, 127.0, granularity='channel')

@@ -85,6 +85,12 @@ class RanksTest(parameterized.TestCase):
     np.testing.assert_allclose(found[:-1], expected, rtol=1e-5)
     self.assertTrue(np.isnan(found[-1]))
     as32 = lambda x: jnp.asarray(x, jnp.float32)
+    # Larger ones have denser edges, and an exhausted space has nothing but rounding left.
+    larger = np.random.default_rng(2).normal(size=(520, 1500))
+    for x in (larger, np.ones((300, 200))):
+      values = np.linalg.svd(x, compute_uv=False)
+      np.testing.assert_allclose(linalg.stable_rank(as32(x)), (values**2).sum() / values[0] ** 2,
+                                 rtol=1e-5)
     mixed = {'a': as32(stack[:2]), 'b': jnp.eye(5), 'c': as32(w)}
     found = jax.jit(linalg.stable_ranks)(mixed)
     np.testing.assert_allclose([*found['a'], found['c']], expected[[0, 1, 0]], rtol=1e-5)

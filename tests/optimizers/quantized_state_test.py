@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 import jaxsparse as jsp
+from jaxsparse.numerics import companding
 
 
 def coded(x, bits):
@@ -78,6 +79,21 @@ class CodesTest(parameterized.TestCase):
       found = through(jnp.ones((2, 64)).at[1, 3].set(value), 8, 32)
       self.assertFalse(np.isfinite(found[1, 3]))
       self.assertTrue(np.isfinite(found[0]).all())
+
+
+  def test_moments_of_one_weight_are_coded_as_each_alone(self):
+    """Ranges are found together; weights of one shape, nested or bare, are not mixed up."""
+    one = jnp.arange(-64.0, 64.0).reshape(2, 64)
+    for p in ({'a': {'w': one}, 'b': {'w': 3 * one}}, {'w': {'w': one}}, one):
+      adam, held = optax.adam(0.1), jsp.quantized_state(optax.adam(0.1), block=32)
+      _, whole = adam.update(p, adam.init(p), p)
+      _, stored = jax.jit(held.update)(p, held.init(p), p)
+      for name in ('mu', 'nu'):
+        for x, codes, scale in zip(*(jax.tree.leaves(getattr(tree[0], name)) for tree in
+                                     (whole, stored.codes, stored.scales))):
+          expected = companding.encode(x, bits=8, block=32)
+          np.testing.assert_array_equal(codes, expected[0])
+          np.testing.assert_allclose(scale, expected[1], rtol=1e-6)
 
 
 class QuantizedStateTest(parameterized.TestCase):
