@@ -58,7 +58,7 @@ def encode(x: jax.Array, *, bits: int, block: int) -> tuple[jax.Array, jax.Array
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
   levels = jnp.where(signs, half, full)
   # Of a block, so that an entry costs a product and a root; bounded, so that it is finite.
-  inverse = levels * levels / jnp.maximum(peak, 1e-30)
+  inverse = levels * levels / jnp.maximum(peak, 2e-34)
   magnitude = jnp.sqrt(jnp.maximum(jnp.abs(blocks * inverse), 1.0))
   signed = jnp.where(blocks == 0, 0.0, jnp.where(blocks < 0, -magnitude, magnitude))
   codes = _joined(_byte(signed + jnp.where(signs, half + 1, 0.0)), x.shape)
