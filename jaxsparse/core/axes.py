@@ -18,6 +18,11 @@ _TABLE = re.compile(r'emb|(^|/)w[tp]e/', re.IGNORECASE)
 _WINDOW = 11   # a window's largest side
 
 
+def is_table(name: str) -> bool:
+  """Whether a weight is an embedding by its name, whose rows are looked up."""
+  return _TABLE.search(name) is not None
+
+
 def known_axes(name: str, shape: tuple[int, ...], *, of_module: bool = False) -> DimensionNumbers:
   """Roles of the axes of the weight called `name`.
 
@@ -36,7 +41,7 @@ def known_axes(name: str, shape: tuple[int, ...], *, of_module: bool = False) ->
     DimensionNumbers(reduction=(1,), output=(0,))
   """
   n = len(shape)
-  if of_module and not _TABLE.search(name):
+  if of_module and not is_table(name):
     convolves = n > 2 and 'conv' in name.lower() or n > 3 and max(shape[2:]) <= _WINDOW
     return (DimensionNumbers(tuple(range(1, n)), (0,)) if convolves
             else DimensionNumbers((n - 1,), (n - 2,)))

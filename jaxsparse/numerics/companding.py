@@ -74,7 +74,7 @@ def _coded(blocks, low, high, bits):
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
   levels = jnp.where(signs, half, full)
   # Of a block, so that an entry costs a product and a root; bounded, so that it is finite.
-  inverse = levels * levels / jnp.maximum(peak, 1e-30)
+  inverse = levels * levels / jnp.maximum(peak, 2e-34)
   magnitude = jnp.sqrt(jnp.maximum(jnp.abs(blocks * inverse), 1.0))
   signed = jnp.where(blocks == 0, 0.0, jnp.where(blocks < 0, -magnitude, magnitude))
   return _byte(signed + jnp.where(signs, half + 1, 0.0)), jnp.where(signs, peak, -peak)

@@ -8,8 +8,9 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxsparse.numerics import grids
+from jaxsparse.numerics import scales
 from jaxsparse.numerics import select
 
 
@@ -35,9 +36,7 @@ def int8() -> Compressor:
     [127.0, 0.0, -3.0]
   """
   def encode(x):
-    peak = jnp.abs(x).max(initial=0.0)
-    scale = peak * np.float32(1 / 127)
-    scale = jnp.where(scale >= np.finfo(np.float32).tiny, scale, 1.0)
+    scale = scales.of_finite(x, None, grids.grid('int8')).reshape(())
     return jnp.round(x / scale).astype(jnp.int8), scale
 
   return _coded(encode, lambda code, shape: code[0].astype(jnp.float32) * code[1])
@@ -79,6 +78,8 @@ def top_k(fraction: float) -> Compressor:
   def compress(x, state, axis_name):
     kept = max(round(x.size * fraction), 1)
     sent = jnp.where(select.top_k_mask(jnp.abs(x), kept), x, 0)
+    # Held back, what is not finite would never be seen.
+    sent = jnp.where(jnp.isfinite(x).all(), sent, jnp.nan)
     if axis_name is None:
       return sent, sent, state
     flat = sent.reshape(-1)

@@ -28,7 +28,9 @@ def error_feedback(compressor: Any, *, axis_name: Any = None,
   In `shard_map` (or `pmap`) with `axis_name` each worker passes its own gradients, messages cross
   the wire compressed, and the updates are their mean. `held` then differs between workers, so it is
   sharded along a device axis of its own. `sent + held` equals gradient + held of before: to the bit
-  for int8 and top-k, to one float32 rounding for signs and low rank.
+  for int8 and top-k, to one float32 rounding for signs and low rank; what the cast to narrower
+  gradients loses is held too. A NaN or an infinity is sent, and held: inside
+  `optax.apply_if_finite` the state stays that of before.
 
   Args:
     compressor: 'int8', 'sign', or of `jsp.compressors`: `top_k(0.01)`, `power_sgd(4)`, your own.
@@ -74,7 +76,11 @@ def error_feedback(compressor: Any, *, axis_name: Any = None,
         continue
       whole = g.astype(jnp.float32) + h
       sent, received, inner[str(n)] = compressor.compress(whole, inner[str(n)], axis_name)
-      out.append((received.astype(g.dtype), whole - sent if feedback else h))
+      narrow = received.astype(g.dtype)
+      rest = whole - sent
+      if narrow.dtype != received.dtype:
+        rest += received - narrow.astype(received.dtype)
+      out.append((narrow, rest if feedback else h))
     received, held = (treedef.unflatten([pair[i] for pair in out]) for i in range(2))
     return received, ErrorFeedbackState(held, inner)
 

@@ -17,6 +17,8 @@ from jaxsparse.formats import quantized
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import scales
 
+_FLOAT4 = jnp.dtype('float4_e2m1fn')
+
 
 def to_qwix(params: Any) -> Any:
   """The tree with a `qwix.QArray` for each stored weight; needs `pip install qwix`.
@@ -26,8 +28,9 @@ def to_qwix(params: Any) -> Any:
       Qwix makes of them. Codes of 4 bits are `int4`, of other integers `int8`.
 
   Raises:
-    ValueError: a weight that Qwix cannot hold: a table of values, float4, scales of rows, a group
-      that does not divide its axis or spans several; the message names it. ImportError: no Qwix.
+    ValueError: a weight that Qwix cannot hold: binary codes, zero points that are no whole numbers,
+      scales of rows, a group that does not divide its axis or spans several; the message names it.
+      ImportError: no Qwix.
   """
   try:
     import qwix
@@ -36,7 +39,7 @@ def to_qwix(params: Any) -> Any:
 
   def one(name, stored):
     values, scale, zero = _natural(name, stored)
-    return qwix.QArray(values, scale, zero)
+    return qwix.QArray(values, scale, zero, qtype='nf4' if stored.grid.name == 'nf4' else None)
 
   leaves, rebuild = names.named_leaves(params)
   return rebuild([one(leaf.name, leaf.value) if isinstance(leaf.value, quantized.QArray)
@@ -79,10 +82,10 @@ def _is_theirs(x: Any) -> bool:
 def _natural(name, stored):
   """Codes, scales and zero points of a `QArray` in the weight's own axes."""
   grid, layout = stored.grid, stored.layout
-  if stored.input_scale is not None or not (grid.is_integer or grid.bits == 8):
-    raise ValueError(f'{name}: Qwix holds integers and floats of eight bits with one set of scales;'
-                     f' got {grid.name}' + ('.' if stored.input_scale is None else
-                                            ' with a scale for each row.'))
+  if stored.input_scale is not None or grid.name == 'binary':
+    raise ValueError(f'{name}: Qwix holds integers, floats and nf4 with one set of scales; got '
+                     f'{grid.name}' + ('.' if stored.input_scale is None else
+                                       ' with a scale for each row.'))
   *_, rows, columns = layout.matrix_shape
   found = scales.Scale(stored.scale_values, stored.zero, stored.factor).steps()
   many = found.shape[-2:]
@@ -103,10 +106,12 @@ def _natural(name, stored):
     return a.reshape(sizes).transpose(np.argsort(layout.order))
 
   codes = layout.from_matrix(stored.code_matrix())
-  if grid.floating is not None:
+  if grid.floating == 'float4_e2m1':
+    codes = grid.decode(codes).astype(_FLOAT4)
+  elif grid.floating is not None:
     codes = jax.lax.bitcast_convert_type(codes, jnp.dtype(grid.floating))
   elif grid.bits == 4:
-    codes = codes.astype(jnp.uint4 if grid.zero_point else jnp.int4)
+    codes = codes.astype(jnp.int4 if grid.low < 0 else jnp.uint4)
   if stored.zero is not None and stored.zero.dtype != jnp.uint8:
     raise ValueError(f'{name}: its zero points are no whole numbers, as Qwix asks; choose another '
                      'scale rule than hqq.')
@@ -121,10 +126,16 @@ def _ours(name, theirs, given):
   layout = roles.Layout(codes.shape, scale.dtype, roles.DimensionNumbers(
       *(given or roles.known_axes(name, codes.shape))))
   floats = {g.floating: g for g in grids.GRIDS.values() if g.floating}
-  if codes.dtype.name in floats and codes.dtype.name != 'float4_e2m1fn':
+  if codes.dtype.name in floats:
     grid = floats[codes.dtype.name]
     codes = jax.lax.bitcast_convert_type(codes, jnp.int8)
-  elif codes.dtype.name in ('int2', 'int4', 'int8', 'uint4', 'uint8') and 'nf' not in kind:
+  elif codes.dtype == _FLOAT4:
+    grid = grids.grid('float4_e2m1')
+    codes = grid.encode(codes.astype(jnp.float32))
+  elif kind == 'nf4':
+    grid = grids.grid('nf4')
+    codes = codes.astype(jnp.int8)
+  elif codes.dtype.name in ('int2', 'int4', 'int8', 'uint4', 'uint8'):
     bits = 8 if codes.dtype.name.endswith('8') else 4
     codes = codes.astype(jnp.int32)
     if zero is None and not unsigned:
@@ -134,14 +145,16 @@ def _ours(name, theirs, given):
       shift = 0 if unsigned else 2 ** (bits - 1)
       grid = grids.grid(f'uint{bits}')
       codes = codes + shift
-      zero = jnp.zeros(scale.shape, jnp.float32) if zero is None else zero.astype(jnp.float32)
-      zero = zero + shift
+      zero = jnp.zeros(scale.shape, jnp.uint8) if zero is None else zero
+      whole = jnp.issubdtype(zero.dtype, jnp.integer)
+      zero = (zero.astype(jnp.float32) + shift).astype(jnp.uint8 if whole else jnp.float32)
   else:
-    raise ValueError(f'{name}: codes are of {codes.dtype} ({kind}); expected integers of 4 or 8 '
-                     'bits, or floats of 8.')
+    raise ValueError(f'{name}: codes are of {codes.dtype} ({kind}); expected integers or '
+                     'floats of 4 or 8 bits, or nf4.')
   group, shape = _grouping(name, layout, scale.shape)
-  matrix = lambda a: a.transpose(layout.order).reshape(shape).astype(jnp.float32)
-  found = scales.Scale(matrix(scale), None if zero is None else matrix(zero))
+  matrix = lambda a: a.transpose(layout.order).reshape(shape)
+  found = scales.Scale(matrix(scale).astype(jnp.float32),
+                       None if zero is None else matrix(zero))
   return quantized.QArray.of_codes(layout.to_matrix(codes), found, layout, grid, group)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Mapping, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.core import axes as axes_of_names
 from jaxsparse.formats import format as formats
 from jaxsparse.numerics import axes as roles_of_axes
 from jaxsparse.trace import jaxprs
@@ -181,6 +182,8 @@ def _ragged_operand(eqn, sources):
 def _gather_operand(eqn, sources):
   numbers, shape = eqn.params['dimension_numbers'], eqn.invars[0].aval.shape
   rank = eqn.outvars[0].aval.ndim
+  if sources[0] and len(shape) > 2 and not axes_of_names.is_table(sources[0].name):
+    return None   # Matrices picked from a stack, which a product may consume yet.
   whole = (sources[0] and len(shape) > 1 and not sources[1] and not numbers.operand_batching_dims
            and tuple(eqn.params['slice_sizes']) == (1, *shape[1:]))
   rows = (tuple(numbers.collapsed_slice_dims) == (0,) and tuple(numbers.start_index_map) == (0,)

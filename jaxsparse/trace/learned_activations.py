@@ -130,7 +130,7 @@ def learned_activations(apply_fn: Callable) -> Callable:
       return apply_fn(both['params'], *args, **kwargs)
 
     def hook(contraction, x, w):
-      name = contraction.name.removeprefix('params/')
+      name = contraction.name.partition('/')[2]   # less 'params'; a bare weight has none
       if name not in ranges or contraction.kind == 'gather':
         return contraction.compute(x, w), None
       used.add(name)

@@ -137,6 +137,20 @@ def _slice(source, params, old, new):
   return source._replace(groups=groups, cut=tuple(sorted({*source.cut, *cut})))
 
 
+def _gather(source, params, old, new):
+  # Elements of a stack picked by an array of indices: what is left is no axis of the weight.
+  numbers = params['dimension_numbers']
+  if (len(old) < 3 or tuple(params['slice_sizes']) != (1, *old[1:])
+      or numbers.operand_batching_dims or 0 not in numbers.start_index_map):
+    return None
+  groups = [()] * len(new)
+  window = [a for a in range(len(old)) if a not in numbers.collapsed_slice_dims]
+  for place, axis in zip(numbers.offset_dims, window):
+    groups[place] = source.groups[axis] if axis else ()
+  cut = {*source.cut, *source.groups[0]}
+  return source._replace(groups=tuple(groups), cut=tuple(sorted(cut)))
+
+
 def _reshape(source, params, old, new):
   if params['dimensions'] is not None:
     source = _transpose(source, {'permutation': params['dimensions']}, old, None)
@@ -177,4 +191,5 @@ def _divide(source, left, right):
 
 _RULES = {
     'transpose': _transpose, 'squeeze': _squeeze, 'broadcast_in_dim': _broadcast_in_dim,
-    'slice': _slice, 'dynamic_slice': _slice, 'split': _slice, 'reshape': _reshape}
+    'slice': _slice, 'dynamic_slice': _slice, 'split': _slice, 'gather': _gather,
+    'reshape': _reshape}

@@ -59,6 +59,7 @@ class CodesTest(parameterized.TestCase):
     x[1, ::2] = 0
     x[3] = 0
     x[5] *= 1e-12
+    x[7] *= 1e-32
     x[6, :5] *= 1e-9
     x = {'normal': x, 'squares': x * x, 'mixed': np.where(x > 1, -x, np.abs(x))}[fill]
     found = through(jnp.asarray(x), bits, 32)

@@ -51,6 +51,7 @@ def forms(ws):
   layer = lambda x, w: (jnp.tanh(x @ w), None)
   scanned = lambda body: lambda p, x: jax.lax.scan(body, x, p['layers'])[0]
   graph, state = nnx.split(_Nnx(ws))
+  picked = lambda x, w, n: jnp.tanh(jnp.einsum('br,bro->bo', x, w[jnp.full(len(x), n)]))
   return {
       'matmul operator': (two(lambda x, w: x @ w), bare),
       'dot': (two(jnp.dot), bare),
@@ -62,6 +63,8 @@ def forms(ws):
       'transposed': (lambda p, x: two(lambda x, w: (w.T @ x.T).T)(p, x), bare),
       'scan': (scanned(layer), {'layers': jnp.stack(ws)}),
       'scan of remat': (scanned(jax.checkpoint(layer)), {'layers': jnp.stack(ws)}),
+      'picked by row': (lambda p, x: picked(picked(x, p['layers'], 0), p['layers'], 1),
+                        {'layers': jnp.stack(ws)}),
       'linen': (lambda p, x: _Linen().apply({'params': p}, x), deep),
       'linen method': (lambda p, x: _Linen().apply({'params': p}, x, method='encode'), deep),
       'nnx method': (lambda p, x: nnx.merge(graph, p).encode(x), state),

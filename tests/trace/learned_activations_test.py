@@ -59,6 +59,10 @@ class LearnedActivationsTest(parameterized.TestCase):
     self.assertEqual(jax.tree.map(float, plus).high, 3)
     out = jsp.learned_activations(fn)(params, {'b': made['b']}, x)   # the others pass
     np.testing.assert_allclose(out, jnp.round(jax.nn.relu(x)), rtol=1e-6)
+    bare = lambda w, x: x @ w   # a weight without a name
+    ranges = jsp.activation_ranges(bare, jnp.eye(2), [x], bits=2)
+    np.testing.assert_allclose(jsp.learned_activations(bare)(jnp.eye(2), ranges, x),
+                               [[0, 3], [0, 3]])
 
   def test_bad(self):
     fn, params, x = lambda p, x: x @ p['w'], {'w': jnp.eye(2)}, -jnp.ones((1, 2))
