@@ -236,7 +236,7 @@ def _check_selected(pattern, transform, leaves, hit):
       leaf.is_weight for leaf in leaves if leaf.key in hit):
     found = ', '.join(f'{leaf.name} {_kind(leaf.value)}' for leaf in leaves if leaf.key in hit)
     raise ValueError(f'{pattern!r} matches no weight that can be compressed: expected floating '
-                     f'arrays of rank 2 or more, found {found}.')
+                     f'arrays of rank 2 or more, found {found}; biases and scales of norms stay.')
 
 
 def _kind(x: Any) -> str:

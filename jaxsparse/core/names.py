@@ -13,6 +13,9 @@ import jax.numpy as jnp
 
 from jaxsparse.formats import format as formats
 
+# Vectors by what they are, to which stacks of layers and heads of attention add axes.
+_VECTORS = re.compile(r'(.*/)?(bias|scale|offset)')
+
 
 class Frozen(NamedTuple):
   """Latents of a weight with nothing left to train: an empty node."""
@@ -26,7 +29,7 @@ class Leaf(NamedTuple):
   key: str
   name: str
   value: Any
-  is_weight: bool   # whether a transform may take it: a rank >= 2 floating array, not a step size
+  is_weight: bool   # floating, of rank >= 2, no bias, norm or step size: what to compress
   of_module: bool = False   # whether it is the attribute `weight` of an object: Equinox's
 
 
@@ -95,7 +98,9 @@ def named_leaves(tree: Any, stop=frozenset()) -> tuple[list[Leaf], Callable[[lis
     return lambda values: type(x)(*[build(values) for build in inside])
 
   attribute = jax.tree_util.GetAttrKey('weight')
-  builders = [walk(weight_name(path), x, True, path[-1:] == (attribute,)) for path, x in flat]
+  may_be = lambda name: _VECTORS.fullmatch(name) is None
+  builders = [walk(name, x, may_be(name), path[-1:] == (attribute,))
+              for path, x in flat for name in [weight_name(path)]]
   keys = [leaf.key for leaf in leaves]
   if len(set(keys)) != len(keys):
     twice = sorted({k for k in keys if keys.count(k) > 1})

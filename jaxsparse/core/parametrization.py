@@ -38,8 +38,9 @@ def leafwise(parametrization: Parametrization, *, seed: int = 0,
              spec: transforms.Spec = transforms.Spec()) -> transforms.Transform:
   """Lifts one weight's story to every selected weight of a tree.
 
-  It selects floating arrays of rank 2 or more within what `at` let through, hands each over as
-  the matrix `[*batch, R, O]` of its roles, keys state by weight, and counts updates.
+  It selects floating arrays of rank 2 or more within what `at` let through, no biases and scales
+  of norms, hands each over as the matrix `[*batch, R, O]` of its roles, keys state by weight, and
+  counts updates.
 
   Args:
     parametrization: how one weight is held.

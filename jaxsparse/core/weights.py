@@ -88,9 +88,10 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
   Weights are the floating arrays of rank 2 or more in what `at` let through; each is handed over
   as its matrix `[*batch, R, O]` (`layouts[key]` says which axes those were). State leaves of that
   shape are stored in the weight's own shape. Each function is offered the keywords listed, and
-  receives those that it names. Scalars, vectors, integers and arrays with an axis of size 0 pass
-  through untouched, as does a tree without weights. Weights and gradients that are not finite are
-  errors, in `init` and, outside `jit`, in `update`; a compiled step cannot raise.
+  receives those that it names. Scalars, vectors, integers, arrays with an axis of size 0 and what
+  is called `bias`, `scale` or `offset`, whatever its rank, pass through untouched, as does a tree
+  without weights. Weights and gradients that are not finite are errors, in `init` and, outside
+  `jit`, in `update`; a compiled step cannot raise.
 
   Args:
     init: `(weights, *, layouts, stats, grads) -> ({key: latents}, {key: state})`, where stats

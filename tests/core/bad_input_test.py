@@ -76,6 +76,17 @@ class InitTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, 'chain takes Transforms'):
       jsp.chain(jsp.nm(2, 4), 'nm(2, 4)')
 
+  def test_biases_and_norms_of_stacks_and_heads_pass_through(self):
+    params = {'kernel': jnp.ones((2, 8, 4)), 'bias': jnp.ones((2, 4)), 'norm': {
+        'scale': jnp.ones((2, 8)), 'offset': jnp.ones((2, 8))}, 'scales': jnp.ones((4, 4))}
+    latents, state = jsp.magnitude(0.5).init(params)
+    self.assertEqual([*jsp.masks(state)], ['kernel', 'scales'])
+    self.assertIs(latents['bias'], params['bias'])
+    rules = [('kernel|scales', jsp.nm(2, 4))]   # which need not speak of the others
+    self.assertEqual([*jsp.masks(jsp.rules(rules).init(params)[1])], ['kernel', 'scales'])
+    with self.assertRaisesRegex(ValueError, 'biases and scales of norms stay'):
+      jsp.at('bias', jsp.nm(2, 4)).init(params)
+
   def test_no_weight_at_all_passes_through(self):
     params = {'bias': jnp.ones(3)}
     latents, state = jsp.nm(2, 4).init(params)
