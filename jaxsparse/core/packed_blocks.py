@@ -67,6 +67,9 @@ def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
     (4, 4, 2)
     >>> float(jsp.densify(transform.apply(params, state))['kernel'].mean())
     0.25
+    >>> method = jsp.top_kast(0.75, backward=0.5, pattern=jsp.balanced_blocks(2, 2))
+    >>> packed_blocks(method).init({'kernel': jnp.ones((16, 8))})[0]['kernel'].shape
+    (4, 8, 2)
   """
   if not isinstance(transform, transforms.Transform):
     raise TypeError(f'packed_blocks takes a Transform, got {transform!r}; in text form, parse it '
