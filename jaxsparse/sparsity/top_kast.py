@@ -44,7 +44,9 @@ def top_kast(sparsity: float, *, backward: float | None = None, penalty: float =
       the paper's pairs (0.9 and 0.8, 0.95 and 0.9).
     penalty: of the exploration loss.
     every: steps between updates of the sets; the paper finds no loss up to 100.
-    pattern: where ones may be, of both sets; unstructured when None.
+    pattern: where ones may be, of both sets; unstructured when None. Of `balanced_blocks` the
+      forward set has both balances; the backward set, which no product uses, has around it the
+      best blocks of each block column. `packed_blocks` then trains at the cost of the sets.
     distribution: `uniform`, `erk` or `pooled`, of both sets.
 
   Raises:
