@@ -14,6 +14,7 @@ from jaxsparse.core.masks import BlockMask
 from jaxsparse.core.masks import MaskState
 from jaxsparse.core.masks import PackedMask
 from jaxsparse.core.masks import ViewState
+from jaxsparse.core.masks import WaitingBlocks
 from jaxsparse.core.masks import masks
 from jaxsparse.core.names import Frozen
 from jaxsparse.core.names import label

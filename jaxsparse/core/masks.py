@@ -83,6 +83,34 @@ class BlockMask:
     return self.layout.from_matrix(full[..., :r, :o])
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['blocks', 'latents'],
+                   meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class WaitingBlocks:
+  """Blocks that train, and the weight that all others wait in: `packed_blocks` of a backward set.
+
+  Attributes:
+    blocks: those that params hold, the forward set's first in each block column.
+    latents: the weight when the blocks were chosen, in its own shape; read where they are chosen
+      anew, and no parameter of the optimizer's.
+  """
+
+  blocks: BlockMask
+  latents: jax.Array
+
+  def panels(self) -> jax.Array:
+    """The values of the blocks, `[*batch, G, S * bk, bn]`."""
+    matrix = self.blocks.layout.to_matrix(self.latents)
+    return block_format.gathered(matrix, self.blocks.kidx, None, self.blocks.block)
+
+  def filled(self, panels: jax.Array) -> jax.Array:
+    """The weight with `panels` in place of the blocks."""
+    blocks = self.blocks
+    stored = block_format.BlockArray(panels, blocks.kidx, None, blocks.layout.astype(panels.dtype),
+                                     blocks.block)
+    return jnp.where(blocks.unpack(), stored.todense().astype(self.latents.dtype), self.latents)
+
+
 def is_packed(x: Any) -> bool:
   """Whether `x` is a mask in a packed form."""
   return isinstance(x, (PackedMask, BlockMask))
@@ -136,11 +164,23 @@ def mask_entries(state: Any, *, pruned: bool = False) -> dict[str, jax.Array]:
   return found
 
 
-def block_masks(state: Any) -> dict[str, BlockMask]:
-  """{key: mask} of the weights of a state that are held as blocks."""
-  return {key: value.mask for node in jax.tree.leaves(state, is_leaf=_is_node) if _is_node(node)
-          for key, value in node.weights.items()
-          if is_masked(value) and isinstance(value.mask, BlockMask)}
+def held_blocks(value: Any) -> BlockMask | None:
+  """The blocks that the params of a weight with this state are, None where they are all of it."""
+  waiting = waiting_blocks(value)
+  held = getattr(value, 'mask', None) if waiting is None else waiting.blocks
+  return held if isinstance(held, BlockMask) else None
+
+
+def waiting_blocks(value: Any) -> WaitingBlocks | None:
+  """What a weight's state says of blocks that wait for their turn to train, None where none do."""
+  backward = getattr(value, 'backward', None)
+  return backward if isinstance(backward, WaitingBlocks) else None
+
+
+def block_states(state: Any) -> dict[str, Any]:
+  """{key: state} of the weights that are held as blocks."""
+  return {key: value for node in jax.tree.leaves(state, is_leaf=_is_node) if _is_node(node)
+          for key, value in node.weights.items() if held_blocks(value) is not None}
 
 
 def masks(state: Any) -> dict[str, jax.Array]:

@@ -40,6 +40,8 @@ class Spec(NamedTuple):
       a step with an expensive update differentiates the dense weights.
     final_masks: `{key: Layout}` to `{key: bool [*batch, R, O]}`: masks with the zeros that the
       schedule ends with, where the pattern allows them; None for what does not prune.
+    backward_masks: likewise of a state's field `backward`: entries that have a gradient, kept or
+      not, where `apply` sees each entry by itself and `update` needs no gradient. None elsewhere.
     needs: what `init` cannot do without: `'stats'`, statistics of the observer `gram`, and the kind
       of its `grads`: `'mean_gradient'`, `'rms_gradient'`, `'hessian_gradient'` or
       `'flow_gradient'`, functions of `jaxsparse.criteria`.
@@ -56,6 +58,7 @@ class Spec(NamedTuple):
   regrows: bool = True
   dense_updates: bool = False
   final_masks: Callable | None = None
+  backward_masks: Callable | None = None
   needs: frozenset[str] = frozenset()
   next_stage: Callable | None = None
 

@@ -21,9 +21,11 @@ from jaxsparse.formats.prepare import prepare
 from jaxsparse.formats.quantized import QArray
 from jaxsparse.formats.quantized import QuantizedScale
 from jaxsparse.formats.tpu import TPUArray
+from jaxsparse.formats.trained_blocks import TrainedBlocks
 
 __all__ = [
     'AdaptersArray', 'BitmaskArray', 'BlockArray', 'CodebookArray', 'Cost', 'Format',
     'LowRankArray', 'NMArray', 'NativeArray', 'PackedInts', 'QArray', 'QuantizedScale', 'TPUArray',
-    'can_dot', 'convolve', 'densify', 'dot', 'is_format', 'nbytes', 'prepare', 'take',
+    'TrainedBlocks', 'can_dot', 'convolve', 'densify', 'dot', 'is_format', 'nbytes', 'prepare',
+    'take',
 ]

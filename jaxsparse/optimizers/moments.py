@@ -18,7 +18,8 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
   A grown weight starts at zero (Evci et al., arXiv:1911.11134), and a moment gathered before it
   was pruned says nothing about it now. The one place where params follow the state. Methods that
   train dense latents behind their mask (`straight_through`) are left alone. Weights held as blocks
-  (`packed_blocks`) and their moments are laid out for the new mask.
+  (`packed_blocks`) and their moments are laid out for the new mask, and blocks that waited come
+  back with their values.
 
   Args:
     tx: the optimizer whose state it is; any that `optax.tree_map_params` understands.
@@ -65,11 +66,11 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
 
 
 def _relaid(tx, params, opt_state, old_state, new_state):
-  """Stored blocks moved to the slots of a new mask, zeros in those that are new to it."""
+  """Stored blocks moved to the slots of a new mask; in those new to it what waited, or zeros."""
   places = _places(params, old_state, new_state)
   if places is None:
     return params, opt_state
-  return jax.tree.map(_moved, params, places), _all_moved(tx, opt_state, places)
+  return jax.tree.map(_entered, params, places), _all_moved(tx, opt_state, places)
 
 
 def relay(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_state: Any,
@@ -100,25 +101,28 @@ class _Place:   # no tuple, so that it is a leaf of trees
     source: int32 `[..., G, S]`: the slot each was in, one past the last where it was in none.
     slots: of a panel before.
     rows: of a block.
+    waiting: where the values of blocks from nowhere are; None where they start at zero.
   """
 
   source: jax.Array
   slots: int
   rows: int
+  waiting: masks.WaitingBlocks | None
 
 
 def _places(params, old_state, new_state):
   """A `_Place` for each param held as blocks whose mask is another, False for others; or None."""
-  old, new = masks.block_masks(old_state), masks.block_masks(new_state)
+  old, new = masks.block_states(old_state), masks.block_states(new_state)
   found = {}
   for key in new.keys() & old.keys():
-    before, after = old[key], new[key]
+    before, after = masks.held_blocks(old[key]), masks.held_blocks(new[key])
     if after is before or (before.block, before.kidx.shape[:-1]) != (
         after.block, after.kidx.shape[:-1]):
       continue
     same = after.kidx[..., :, None] == before.kidx[..., None, :]
     slots = same.shape[-1]
-    found[key] = _Place(jnp.where(same.any(-1), same.argmax(-1), slots), slots, after.block[0])
+    source = jnp.where(same.any(-1), same.argmax(-1), slots)
+    found[key] = _Place(source, slots, after.block[0], masks.waiting_blocks(new[key]))
   if not found:
     return None
   leaves, rebuild = names.named_leaves(params)
@@ -129,6 +133,13 @@ def _all_moved(tx, opt_state, places):
   owned = lambda x, place: x if isinstance(x, optax.MaskedNode) else _moved(x, place)
   return optax.tree_map_params(tx, owned, opt_state, places,
                                is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
+
+def _entered(x, place):
+  if not place or place.waiting is None:
+    return _moved(x, place)
+  entering = jnp.repeat(place.source == place.slots, place.rows, axis=-1)
+  return jnp.where(entering[..., None], place.waiting.panels().astype(x.dtype), _moved(x, place))
 
 
 def _moved(x, place):

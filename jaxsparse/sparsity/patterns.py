@@ -35,6 +35,8 @@ class Pattern(NamedTuple):
     fit: `(layout) -> Pattern`, of a pattern whose units depend on the weight's own axes.
     loose: `(layout) -> (Pattern, cells)`: the same units competing over the whole matrix, of which
       `cells` times as many stay; what drops by this may grow anywhere that the pattern allows.
+    wider: the pattern of a set around a mask of this one that trains without being used; None
+      where that is the pattern itself, whose larger choice contains its smaller one.
   """
 
   units: Callable[[axes.Layout], int]
@@ -45,6 +47,7 @@ class Pattern(NamedTuple):
   fixed: float | None = None
   fit: Callable[[axes.Layout], 'Pattern'] | None = None
   loose: Callable[[axes.Layout], tuple['Pattern', int]] | None = None
+  wider: 'Pattern | None' = None
 
   def on(self, layout: axes.Layout) -> 'Pattern':
     """The pattern on one weight; itself unless its units depend on the weight's own axes."""
@@ -220,8 +223,14 @@ def balanced_blocks(rows: int, columns: int, *, pad: bool = False) -> Pattern:
     stored = block_format.BlockArray.from_mask(matrix, mask, layout, size)
     return _if_smaller(stored, matrix, mask)
 
-  return Pattern(lambda layout: _grid(layout, size, pad)[0], mask, pack, spelling,
-                 loose=lambda layout: (block(rows, columns, pad=pad), _grid(layout, size, pad)[1]))
+  def best_of_columns(scores, kept):
+    return _spread(select.top_k_mask(_means(scores, size), kept, axes=(-2,)), size, scores)
+
+  balanced = Pattern(
+      lambda layout: _grid(layout, size, pad)[0], mask, pack, spelling,
+      loose=lambda layout: (block(rows, columns, pad=pad), _grid(layout, size, pad)[1]))
+  # Rows count where an input gradient is taken, and a set that is not used has no part in that.
+  return balanced._replace(wider=balanced._replace(mask=best_of_columns, loose=None))
 
 
 def vector(length: int = 16) -> Pattern:

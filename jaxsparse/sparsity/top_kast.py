@@ -44,7 +44,9 @@ def top_kast(sparsity: float, *, backward: float | None = None, penalty: float =
       the paper's pairs (0.9 and 0.8, 0.95 and 0.9).
     penalty: of the exploration loss.
     every: steps between updates of the sets; the paper finds no loss up to 100.
-    pattern: where ones may be, of both sets; unstructured when None.
+    pattern: where ones may be, of both sets; unstructured when None. Of `balanced_blocks` the
+      forward set has both balances; the backward set, which no product uses, has around it the
+      best blocks of each block column. `packed_blocks` then trains at the cost of the sets.
     distribution: `uniform`, `erk` or `pooled`, of both sets.
 
   Raises:
@@ -70,10 +72,14 @@ def top_kast(sparsity: float, *, backward: float | None = None, penalty: float =
   views.check_penalty('penalty', penalty)
   pattern = patterns.unstructured() if pattern is None else pattern
   forward_set = masking.chooser(pattern, schedules.constant(sparsity), distribution)
-  backward_set = masking.chooser(pattern, schedules.constant(backward), distribution)
+  around = pattern if pattern.wider is None else pattern.wider
+  backward_set = masking.chooser(around, schedules.constant(backward), distribution)
 
   def state_of(scores, layouts, entry):
-    a, b = (choose(scores, layouts, entry) for choose in (forward_set, backward_set))
+    a = forward_set(scores, layouts, entry)
+    if around is not pattern:   # another choice would not contain A by itself
+      scores = {k: jnp.where(a[k], jnp.inf, masking.rankable(s)) for k, s in scores.items()}
+    b = backward_set(scores, layouts, entry)
     # An uneven distribution may round B below A in one weight.
     return {k: TopKastState(a[k], a[k] | b[k]) for k in scores}
 
@@ -83,4 +89,5 @@ def top_kast(sparsity: float, *, backward: float | None = None, penalty: float =
     return rounding.straight_through(trained, jnp.where(state.mask, w, 0))
 
   return views.viewed(spelling, schedules.constant(sparsity), pattern, distribution, every=every,
-                      view=view, state_of=state_of)
+                      view=view, state_of=state_of, backward_masks=masking.final_masks(
+                          around, schedules.constant(backward), distribution))

@@ -22,7 +22,8 @@ from jaxsparse.sparsity import patterns
 
 def viewed(spelling: spell.Call, schedule: schedules.Schedule, pattern: patterns.Pattern,
            distribution: Callable, *, every: int, view: Callable,
-           state_of: Callable | None = None) -> transforms.Transform:
+           state_of: Callable | None = None,
+           backward_masks: Callable | None = None) -> transforms.Transform:
   """A pruned view of dense latents, by magnitude.
 
   Args:
@@ -34,6 +35,7 @@ def viewed(spelling: spell.Call, schedule: schedules.Schedule, pattern: patterns
     view: `(w, state) -> w`, zero where the mask is.
     state_of: `({key: scores}, layouts, entry) -> {key: state}` with a field `mask` in each; a
       `ViewState` of the best units when None.
+    backward_masks: as in `Spec`.
 
   Raises:
     ValueError: `every` is below 1, or pattern, schedule and distribution do not fit each other.
@@ -65,7 +67,8 @@ def viewed(spelling: spell.Call, schedule: schedules.Schedule, pattern: patterns
     return new() if refresh else jax.lax.cond(due(count), new, lambda: states)
 
   spec = transforms.Spec(spelling, lambda count: bool(due(count)),
-                         final_masks=masking.final_masks(pattern, schedule, distribution))
+                         final_masks=masking.final_masks(pattern, schedule, distribution),
+                         backward_masks=backward_masks)
   return weights.treewise(init, apply, update, masking.pack_masked(pattern), spec=spec)
 
 

@@ -283,6 +283,8 @@ def _one(weight):
 def _matrix_order(weight):
   inner = {f.name: _matrix_order(getattr(weight, f.name)) for f in dataclasses.fields(weight)
            if formats.is_format(getattr(weight, f.name))}
+  if isinstance(weight, formats.Wrapper):   # its layout is that of what it wraps
+    return dataclasses.replace(weight, **inner)
   shape = weight.layout.matrix_shape
   layout = axes.Layout(shape, weight.dtype, axes.default_axes(len(shape)))
   return dataclasses.replace(weight, layout=layout, **inner)

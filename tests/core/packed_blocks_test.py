@@ -93,7 +93,8 @@ class PackedBlocksTest(parameterized.TestCase):
     self.assertEqual(jsp.spell(jsp.parse(text)), text)
 
   @parameterized.parameters(
-      ('packed_blocks(top_kast(0.75, pattern=balanced_blocks(2, 2)))', 'only sets'),
+      ('packed_blocks(straight_through(0.75, pattern=balanced_blocks(2, 2)))', 'only sets'),
+      ('packed_blocks(top_kast(0.75))', 'no weight packs'),
       ('packed_blocks(snfs(0.75, pattern=balanced_blocks(2, 2)))', 'kernel: .*momentum'),
       ('packed_blocks(magnitude(0.75))', 'no weight packs'),
       ('packed_blocks(magnitude(linear(0.75, end=3), pattern=balanced_blocks(2, 2)))',
