@@ -161,6 +161,7 @@ def _until(condition, seconds=90):
     time.sleep(0.1)
 
 
+@pytest.mark.slow  # a minute; sweep_test runs the same twelve here, and the tests below real jobs
 def test_twelve_points_of_which_three_fail(cluster, tmp_path, monkeypatch):
   monkeypatch.setattr(slurm, '_POLL_SECONDS', 1.0)
   grid = "transform=['identity()', 'nm(2, 4)', 'rigl(0.9)'] * seed=[0, 1, 2]"

@@ -212,7 +212,7 @@ class SearchTest(parameterized.TestCase):
     for one, mask, score, found in zip(*map(flat, (drop, old, ranked(scores), new))):
       np.testing.assert_array_equal(found, oracles.drop_and_grow(one, mask, score, fraction))
 
-  @hypothesis.settings(max_examples=10)
+  @hypothesis.settings(max_examples=6)
   @hypothesis.given(matrices(), st.sampled_from([(1, 1), (2, 2), (3, 2), (9, 9)]))
   def test_patterns_keep_their_count_and_come_back_from_storage(self, drawn, tile):
     w, _, seed, _ = drawn
