@@ -82,6 +82,15 @@ class BlockMask:
     r, o = self.layout.matrix_shape[-2:]
     return self.layout.from_matrix(full[..., :r, :o])
 
+  def panels(self, weight: jax.Array) -> jax.Array:
+    """What a dense weight holds in the blocks, `[*batch, G, S * bk, bn]`."""
+    return block_format.gathered(self.layout.to_matrix(weight), self.kidx, None, self.block)
+
+  def array(self, panels: jax.Array) -> block_format.BlockArray:
+    """The weight that holds `panels` in the blocks and zeros elsewhere."""
+    return block_format.BlockArray(panels, self.kidx, None, self.layout.astype(panels.dtype),
+                                   self.block, self.doubly_balanced)
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['blocks', 'latents'],
                    meta_fields=[])
@@ -100,15 +109,12 @@ class WaitingBlocks:
 
   def panels(self) -> jax.Array:
     """The values of the blocks, `[*batch, G, S * bk, bn]`."""
-    matrix = self.blocks.layout.to_matrix(self.latents)
-    return block_format.gathered(matrix, self.blocks.kidx, None, self.blocks.block)
+    return self.blocks.panels(self.latents)
 
   def filled(self, panels: jax.Array) -> jax.Array:
     """The weight with `panels` in place of the blocks."""
-    blocks = self.blocks
-    stored = block_format.BlockArray(panels, blocks.kidx, None, blocks.layout.astype(panels.dtype),
-                                     blocks.block)
-    return jnp.where(blocks.unpack(), stored.todense().astype(self.latents.dtype), self.latents)
+    stored = self.blocks.array(panels).todense().astype(self.latents.dtype)
+    return jnp.where(self.blocks.unpack(), stored, self.latents)
 
 
 def is_packed(x: Any) -> bool:

@@ -98,9 +98,9 @@ def named_leaves(tree: Any, stop=frozenset()) -> tuple[list[Leaf], Callable[[lis
     return lambda values: type(x)(*[build(values) for build in inside])
 
   attribute = jax.tree_util.GetAttrKey('weight')
-  may_be = lambda name: _VECTORS.fullmatch(name) is None
-  builders = [walk(name, x, may_be(name), path[-1:] == (attribute,))
-              for path, x in flat for name in [weight_name(path)]]
+  named = [(weight_name(path), path[-1:] == (attribute,), x) for path, x in flat]
+  builders = [walk(name, x, _VECTORS.fullmatch(name) is None, of_module)
+              for name, of_module, x in named]
   keys = [leaf.key for leaf in leaves]
   if len(set(keys)) != len(keys):
     twice = sorted({k for k in keys if keys.count(k) > 1})

@@ -94,8 +94,7 @@ def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
         return x
       _check(key, state.weights[key], layouts[key], *sizes[key])
       found[key] = _as_blocks(state.weights[key], x, layouts[key], *sizes[key])
-      blocks = masks.held_blocks(found[key])
-      return block_format.gathered(layouts[key].to_matrix(x), blocks.kidx, None, blocks.block)
+      return masks.held_blocks(found[key]).panels(x)
 
     panels = _map(latents, state, held)
     return panels, dataclasses.replace(state, weights=state.weights | found)
@@ -167,7 +166,8 @@ def _sizes(transform, latents, state):
     if isinstance(stored, block_format.BlockArray) and stored.columns is None:
       used = held = stored.kidx.shape[-1]
       if leaf.key in backward:   # a distribution may round it below the mask's
-        held = max(used, int(_alive(backward[leaf.key], stored.block).sum(-2).max(initial=0)))
+        alive = block_format.alive_blocks(backward[leaf.key], stored.block)
+        held = max(used, int(alive.sum(-2).max(initial=0)))
       found[leaf.key] = (stored.block, (used, held))
   return found
 
@@ -182,23 +182,22 @@ def _check(key, value, layout, block, slots):
     return
   found = {f: getattr(value, f) for f in ('mask', 'backward') if f in value._fields}
   for mask, wanted in zip(found.values(), slots):
-    counts = np.unique(_alive(layout.to_matrix(np.asarray(mask)), block).sum(-2))
+    alive = block_format.alive_blocks(layout.to_matrix(np.asarray(mask)), block)
+    counts = np.unique(alive.sum(-2))
     if counts.tolist() != [wanted]:
       raise ValueError(f'{names.name_of(key)}: block columns keep {counts.tolist()} blocks at '
                        f'first and {wanted} in the end; packed_blocks needs balance and one '
                        'sparsity.')
 
 
-_alive = block_format.alive_blocks
-
-
 def _as_blocks(value, latents, layout, block, slots):
   """A weight's state with indices of blocks for masks, as many of each panel as `slots` says."""
   used, held = slots
-  rank = _alive(layout.to_matrix(value.mask), block).astype(jnp.int32)
+  alive = lambda mask: block_format.alive_blocks(layout.to_matrix(mask), block)
+  rank = alive(value.mask).astype(jnp.int32)
   if 'backward' not in value._fields:
     return value._replace(mask=_block_mask(rank, used, layout, block))
-  rank += _alive(layout.to_matrix(value.backward), block)   # 2 of the mask, 1 of the rest
+  rank += alive(value.backward)   # 2 of the mask, 1 of the rest
   # Its rows are as they come: those of the mask alone are what products need balanced.
   blocks = dataclasses.replace(_block_mask(rank, held, layout, block), doubly_balanced=False)
   return value._replace(mask=_block_mask(rank, used, layout, block),
@@ -247,8 +246,7 @@ def _format(value, panels):
   blocks = masks.held_blocks(value)
   if blocks is None:
     return panels
-  stored = block_format.BlockArray(panels, blocks.kidx, None, blocks.layout.astype(panels.dtype),
-                                   blocks.block, blocks.doubly_balanced)
+  stored = blocks.array(panels)
   if masks.waiting_blocks(value) is None:
     return stored
   return trained_blocks.TrainedBlocks(stored, value.mask.kidx.shape[-1], value.mask.doubly_balanced)

@@ -134,7 +134,7 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     settled = stable_rank.ranks_settled(history, **rule)
     if not settled and course.count + gap <= end:
       return stages.Turn(notes)
-    chosen, report = _choose(params, state, course, notes['speedups'] or {}, looked, manner)
+    chosen, report = _choose(params, state, course, notes['speedups'] or {}, seen, manner)
     report = {'look': len(history), 'settled': settled, 'capped': not settled} | report
     notes = notes | {'done': True}
     if not chosen:
@@ -142,9 +142,9 @@ def cuttlefish(*, every: int | None = None, tolerance: float | None = None, wind
     return stages.Turn(notes, low_rank(chosen, normalize=normalize), manner.warmup * gap,
                        manner.rate, report)
 
-  def _choose(params, state, course, speedups, looked, manner):
+  def _choose(params, state, course, speedups, seen, manner):
     wanted = stable_rank.wanted_ranks(state, params=params, accumulated=manner.accumulated,
-                                      scaled=manner.scaled, only=looked)
+                                      scaled=manner.scaled, only=[*seen], seen=seen)
     ranks = stable_rank.paying_ranks(wanted, multiple, keep)
     ends = _ends(course)
     slow = slow_start(_candidates(state, course), speedups, speedup)

@@ -316,17 +316,19 @@ def paying_ranks(wanted: Mapping[str, tuple[int, tuple[int, int]]], multiple: in
 
 
 def wanted_ranks(state: Any, *, params: Any = None, accumulated: float = 0.0, scaled: bool = True,
-                 only: Collection[str] | None = None) -> dict[str, tuple[int, tuple[int, int]]]:
+                 only: Collection[str] | None = None, seen: StableRanks | None = None
+                 ) -> dict[str, tuple[int, tuple[int, int]]]:
   """`{name: (rank, (R, O))}` of every watched weight, before rounding and whether it pays or not.
 
-  Arguments are those of `choose_ranks` and, `only`, of `stable_ranks`.
+  Arguments are those of `choose_ranks` and, `only`, of `stable_ranks`, whose answer for the same
+  params `seen` is where it is known.
   """
   if not 0 <= accumulated <= 1:
     raise ValueError(f'accumulated must be a share in [0, 1], got {accumulated!r}.')
   if accumulated and params is None:
     raise ValueError('An accumulative rank is that of weights: choose_ranks(state, params=params).')
   found = _watched(state, only)
-  ranks = stable_ranks(state, params, only=only)
+  ranks = stable_ranks(state, params, only=only) if seen is None else seen
   layouts = tuple((key, layout) for key, (layout, _) in found.items())
   floors = {}
   if accumulated:

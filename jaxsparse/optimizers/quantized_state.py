@@ -66,10 +66,10 @@ def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: i
   def encoded(state, params):
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     pairs = [(x, jnp.zeros([], jnp.float32)) for _, x in leaves]
-    for taken in _by_param([(path, x) if _takes(path, x, block, matches) else None
-                            for path, x in leaves], params):
-      coded = companding.encode_alike([leaves[n][1] for n in taken], bits=bits, block=block)
-      for n, pair in zip(taken, coded):
+    taken = {n: leaf for n, leaf in enumerate(leaves) if _takes(*leaf, block, matches)}
+    for alike in _by_param(taken, params):
+      coded = companding.encode_alike([taken[n][1] for n in alike], bits=bits, block=block)
+      for n, pair in zip(alike, coded):
         pairs[n] = pair
     codes, scales = (treedef.unflatten(part) for part in ([p[0] for p in pairs],
                                                           [p[1] for p in pairs]))
@@ -107,19 +107,17 @@ def _takes(path, x, block, matches) -> bool:
 
 
 def _by_param(leaves, params) -> list[list[int]]:
-  """Indices of `(path, array)`s, together where they are of one weight, as their paths end in its.
+  """Keys of `(path, array)`s, together where they are of one weight, as their paths end in its.
 
   Moments of a weight are made of the same gradient, so it is read once for the ranges of them all.
   """
   known = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
   lengths = sorted({len(path) for path in known}, reverse=True)
   groups: dict[Any, list[int]] = {}
-  for n, leaf in enumerate(leaves):
-    if leaf is not None:
-      path, x = leaf
-      ends = (path[len(path) - k:] for k in lengths if k <= len(path))
-      of = next((end for end in ends if end in known), path)
-      groups.setdefault((of, x.shape, x.dtype), []).append(n)
+  for n, (path, x) in leaves.items():
+    ends = (path[len(path) - k:] for k in lengths if k <= len(path))
+    of = next((end for end in ends if end in known), path)
+    groups.setdefault((of, x.shape, x.dtype), []).append(n)
   return list(groups.values())
 
 

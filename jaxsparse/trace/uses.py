@@ -52,9 +52,7 @@ def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None 
     >>> [*uses], uses['table'].kind
     (['table'], 'measured')
   """
-  stored = {leaf.name: leaf.value for leaf in names.named_leaves(packed)[0]
-            if formats.is_format(leaf.value)}
-  for name, weight in stored.items():
+  for name, weight in _stored(packed).items():
     if transforms.is_traced(weight):
       raise TypeError(f'{name}: measure_uses runs operations, so it takes concrete weights: call '
                       'it outside of jit.')
@@ -108,9 +106,7 @@ def _ratios(fn, packed, args, kwargs, costs, price, kind):
   `price` takes the operation as a jitted function of its input and weight, dense and stored, then
   the operation, its input's type, the dense weight's and the stored weight; it returns two costs.
   """
-  stored = {leaf.name: leaf.value for leaf in names.named_leaves(packed)[0]
-            if formats.is_format(leaf.value)}
-  found = []
+  stored, found = _stored(packed), []
 
   def watch(contraction, x, w):
     if formats.is_format(w):
@@ -138,6 +134,12 @@ def _ratios(fn, packed, args, kwargs, costs, price, kind):
     total[0] += whole * contraction.repeats
     total[1] += dense * contraction.repeats
   return {name: costs_of.Ratio(whole / dense, kind) for name, (whole, dense) in totals.items()}
+
+
+def _stored(packed):
+  """`{weight name: format}`."""
+  return {leaf.name: leaf.value for leaf in names.named_leaves(packed)[0]
+          if formats.is_format(leaf.value)}
 
 
 def _input(contraction, x):
