@@ -33,6 +33,9 @@ struct Accumulator {
       sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(pairs, ones));
     }
   }
+  JAXSPARSE_INLINE void merge(const Accumulator& other) {
+    for (int h = 0; h < 2; h++) sum[h] = _mm256_add_epi32(sum[h], other.sum[h]);
+  }
   JAXSPARSE_INLINE void finish(int32_t* total, const int32_t*) { memcpy(total, sum, 64); }
 };
 
@@ -48,6 +51,7 @@ struct Nibbles {
 // Pairs of products are at most 2 * 15 * 127: sixteen bits hold eight of them.
 struct NibbleAccumulator {
   static constexpr int kOutputs = 8;
+  static constexpr int kStrips = 1;
   static constexpr int64_t kMost = 32;  // codes until the sum goes to the floats
   __m256i sum;
   JAXSPARSE_INLINE void clear() { sum = _mm256_setzero_si256(); }
@@ -55,8 +59,9 @@ struct NibbleAccumulator {
     sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w.low, _mm256_set1_epi32(low)));
     sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w.high, _mm256_set1_epi32(high)));
   }
-  JAXSPARSE_INLINE void add_to(float* total, const float* scale) {
-    const __m256i wide = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+  JAXSPARSE_INLINE void add_to(float* total, const float* scale, int32_t extra) {
+    const __m256i wide = _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)),
+                                          _mm256_set1_epi32(extra));
     store(total, load(total) + load(scale) * (Floats)_mm256_cvtepi32_ps(wide));
   }
 };

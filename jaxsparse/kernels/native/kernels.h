@@ -288,14 +288,18 @@ JAXSPARSE_INLINE void with_rows(int rows, const Call& call) {
   call(Number<R>());
 }
 
+// R rows, in U chains where few accumulators would wait for each other.
 template <int R>
 void tiles_rows(const int8_t* codes, const int32_t* index, int64_t count, const int8_t* tiles,
                 const int32_t* sums, const float* scale, const float* x_scale, float* y,
                 int64_t y_stride) {
-  Accumulator sum[R];
+  constexpr int U = R >= 4 ? 1 : R >= 2 ? 2 : 4;
+  Accumulator sum[U][R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++) sum[r].clear();
-  auto step = [&](int64_t i, int64_t at) __attribute__((always_inline)) {
+  for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sum[u][r].clear();
+  auto step = [&](Accumulator* sum, int64_t i, int64_t at) __attribute__((always_inline)) {
     const Weight w(tiles + i * 64);
     const int8_t* x = codes + at * 4 * R;
 #pragma GCC unroll 8
@@ -305,14 +309,23 @@ void tiles_rows(const int8_t* codes, const int32_t* index, int64_t count, const 
       sum[r].add(w, four);
     }
   };
+  auto all = [&](auto at) __attribute__((always_inline)) {
+    int64_t i = 0;
+    for (; i + U <= count; i += U)
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++) step(sum[u], i + u, at(i + u));
+    for (; i < count; i++) step(sum[0], i, at(i));
+  };
   if (index == nullptr)
-    for (int64_t i = 0; i < count; i++) step(i, i);
+    all([](int64_t i) { return i; });
   else
-    for (int64_t i = 0; i < count; i++) step(i, index[i]);
+    all([&](int64_t i) -> int64_t { return index[i]; });
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int u = 1; u < U; u++) sum[0][r].merge(sum[u][r]);
     int32_t total[kColumnsOfStrip];
-    sum[r].finish(total, sums);
+    sum[0][r].finish(total, sums);
     for (int n = 0; n < kColumnsOfStrip; n++)
       y[r * y_stride + n] = static_cast<float>(total[n]) * scale[n] * x_scale[r];
   }
@@ -328,24 +341,30 @@ void tiles(const int8_t* codes, int rows, const int32_t* index, int64_t count,
 
 // ---- nibbles ---------------------------------------------------------------------------------
 
-// Sums of a span of codes that the accumulators hold, added to `total` times `scale`.
-template <int R>
+// Sums of a span of codes that the accumulators hold, for S strips side by side. Weights are stored
+// with 8 added: `extra` takes 8 times the sum of the codes away.
+template <int R, int S>
 JAXSPARSE_INLINE void nibbles_span(const int8_t* codes, int64_t size, const uint8_t* packed,
-                                   const float* scale, float total[R][kColumnsOfStrip]) {
+                                   int64_t packed_stride, const float* scale,
+                                   const int32_t* extra, float total[R][S * kColumnsOfStrip]) {
   // As many outputs at a time as a register holds, so that all rows' sums stay in registers.
   for (int n = 0; n < kColumnsOfStrip; n += NibbleAccumulator::kOutputs) {
-    NibbleAccumulator sum[R];
+    NibbleAccumulator sum[R][S];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sum[r].clear();
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; s++) sum[r][s].clear();
     auto step = [&](int64_t k) __attribute__((always_inline)) {
-      const Nibbles w(packed + k * 8 + n * 4);
+      const uint8_t* at = packed + k * 8 + n * 4;
+      const Nibbles w[2] = {Nibbles(at), Nibbles(at + (S - 1) * packed_stride)};
       const int8_t* x = codes + k * R;
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         int32_t low, high;
         memcpy(&low, x + 4 * r, 4);
         memcpy(&high, x + 4 * (R + r), 4);
-        sum[r].add(w, low, high);
+#pragma GCC unroll 2
+        for (int s = 0; s < S; s++) sum[r][s].add(w[s], low, high);
       }
     };
     // The usual span without a branch at each step: it is short.
@@ -356,46 +375,56 @@ JAXSPARSE_INLINE void nibbles_span(const int8_t* codes, int64_t size, const uint
       for (int64_t k = 0; k < size; k += 8) step(k);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sum[r].add_to(total[r] + n, scale + n);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; s++) {
+        const int at = s * kColumnsOfStrip + n;
+        sum[r][s].add_to(total[r] + at, scale + at, extra[r]);
+      }
   }
 }
 
-template <int R>
+template <int R, int S>
 void nibbles_rows(const int8_t* codes, int64_t depth, int64_t group, const uint8_t* packed,
                   const float* scale, int64_t scale_stride, const int32_t* sums,
                   int64_t sums_stride, const float* x_scale, float* y, int64_t y_stride) {
-  float total[R][kColumnsOfStrip] = {};
+  float total[R][S * kColumnsOfStrip];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)  // by vectors: what GCC makes of `= {}` takes longer than a group
+#pragma GCC unroll 8
+    for (int n = 0; n < S * kColumnsOfStrip; n += kLanes) store(total[r] + n, Floats{});
   for (int64_t from = 0, g = 0; from < depth; from += group, g++, scale += scale_stride) {
     const int64_t end = from + group < depth ? from + group : depth;
-    // Weights are stored with 8 added: take 8 times the sum of the codes away.
-    for (int r = 0; r < R; r++) {
-      const float extra = static_cast<float>(-8 * sums[r * sums_stride + g]);
-      for (int n = 0; n < kColumnsOfStrip; n++) total[r][n] += scale[n] * extra;
-    }
+    int32_t extra[R];
+    for (int r = 0; r < R; r++) extra[r] = -8 * sums[r * sums_stride + g];
     constexpr int64_t most = NibbleAccumulator::kMost;
-    for (int64_t k = from; k < end; k += most)
-      nibbles_span<R>(codes + k * R, k + most < end ? most : end - k, packed + k * 8, scale,
-                      total);
+    for (int64_t k = from; k < end; k += most) {
+      nibbles_span<R, S>(codes + k * R, k + most < end ? most : end - k, packed + k * 8, depth * 8,
+                         scale, extra, total);
+      for (int r = 0; r < R; r++) extra[r] = 0;
+    }
   }
   for (int r = 0; r < R; r++)
-    for (int n = 0; n < kColumnsOfStrip; n++) y[r * y_stride + n] = total[r][n] * x_scale[r];
+    for (int n = 0; n < S * kColumnsOfStrip; n++) y[r * y_stride + n] = total[r][n] * x_scale[r];
 }
 
 void nibbles(const int8_t* codes, int rows, int64_t depth, int64_t group, const uint8_t* packed,
-             const float* scale, int64_t scale_stride, const int32_t* sums, int64_t sums_stride,
-             const float* x_scale, float* y, int64_t y_stride) {
+             int strips, const float* scale, int64_t scale_stride, const int32_t* sums,
+             int64_t sums_stride, const float* x_scale, float* y, int64_t y_stride) {
   with_rows<kNibbleRows>(rows, [&](auto r) {
-    nibbles_rows<r.value>(codes, depth, group, packed, scale, scale_stride, sums, sums_stride,
-                          x_scale, y, y_stride);
+    constexpr int most = NibbleAccumulator::kStrips;
+    constexpr auto several = nibbles_rows<r.value, most>, one = nibbles_rows<r.value, 1>;
+    (strips == most ? several : one)(codes, depth, group, packed, scale, scale_stride, sums,
+                                     sums_stride, x_scale, y, y_stride);
   });
 }
 
 constexpr jaxsparse::Kernels table(const char* name) {
   // Eight accumulators of a vector each, in chains as `columns_tile` needs them.
   constexpr int lanes = kManyRegisters ? 4 * kLanes : 8 * kLanes;
-  return {name, lanes, kLanes, kTileRows, kNibbleRows, kUnsignedCodes, interleave, vectors, columns_panel,
-          columns<uint16_t>, columns<int32_t>, columns_result, vector_times_matrix, largest16,
-          largest32, quantize, tiles, nibbles};
+  return {name, lanes, kLanes, kTileRows, kNibbleRows, NibbleAccumulator::kStrips,
+          kUnsignedCodes, interleave, vectors, columns_panel, columns<uint16_t>, columns<int32_t>,
+          columns_result, vector_times_matrix, largest16, largest32, quantize, tiles, nibbles};
 }
 
 }  // namespace

@@ -21,6 +21,9 @@ struct Accumulator {
       sum[n] += x[0] * w.w[4 * n] + x[1] * w.w[4 * n + 1] + x[2] * w.w[4 * n + 2] +
                 x[3] * w.w[4 * n + 3];
   }
+  void merge(const Accumulator& other) {
+    for (int n = 0; n < 16; n++) sum[n] += other.sum[n];
+  }
   void finish(int32_t* total, const int32_t*) { memcpy(total, sum, sizeof sum); }
 };
 
@@ -36,6 +39,7 @@ struct Nibbles {
 
 struct NibbleAccumulator {
   static constexpr int kOutputs = 16;
+  static constexpr int kStrips = 1;
   static constexpr int64_t kMost = 1 << 16;  // codes until the sum goes to the floats
   int32_t sum[16];
   void clear() { memset(sum, 0, sizeof sum); }
@@ -46,8 +50,8 @@ struct NibbleAccumulator {
     for (int n = 0; n < 16; n++)
       for (int j = 0; j < 4; j++) sum[n] += a[j] * w.low[4 * n + j] + b[j] * w.high[4 * n + j];
   }
-  void add_to(float* total, const float* scale) {
-    for (int n = 0; n < 16; n++) total[n] += scale[n] * static_cast<float>(sum[n]);
+  void add_to(float* total, const float* scale, int32_t extra) {
+    for (int n = 0; n < 16; n++) total[n] += scale[n] * static_cast<float>(sum[n] + extra);
   }
 };
 

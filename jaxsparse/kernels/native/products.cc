@@ -406,31 +406,32 @@ int64_t quantized_bytes(int64_t rows, int64_t stride, int64_t group) {
          Scratch::bytes<int32_t>(rows * ceil_div(stride, group));
 }
 
-// Calls multiply(block of rows, strip, to, stride of to) for all, strips within chunks of rows,
-// and copies what there is of the last strip.
+// Calls multiply(block of rows, strip, how many strips, to, stride of to) for all, `most` strips at
+// once where so many are whole, within chunks of rows, and copies what there is of the last strip.
 template <class Multiply>
-void over_strips(Pool& pool, const Codes& q, int64_t strips, int64_t work, float* y,
+void over_strips(Pool& pool, const Codes& q, int64_t strips, int64_t most, int64_t work, float* y,
                  int64_t outputs, const Multiply& multiply) {
   const int64_t parts = tasks_for(pool, work, strips);
-  const int64_t chunks = ceil_div(q.rows, kRowsOfChunk);
+  const int64_t chunks = ceil_div(q.rows, kRowsOfChunk), whole = outputs / kColumnsOfStrip;
   parallel(pool, parts, [&](int64_t task) {
     const Piece part(strips, parts, task);
     for (int64_t c = 0; c < chunks; c++) {
       const Piece chunk(q.blocks, chunks, c);
-      for (int64_t s = part.from; s < part.to; s++) {
+      for (int64_t s = part.from, count; s < part.to; s += count) {
         const int64_t column = s * kColumnsOfStrip;
-        const int64_t width = std::min<int64_t>(kColumnsOfStrip, outputs - column);
+        count = s + most <= std::min(part.to, whole) ? most : 1;
         for (int64_t b = chunk.from; b < chunk.to; b++) {
           const Piece block = q.block(b);
           float* to = y + block.from * outputs + column;
-          if (width == kColumnsOfStrip) {
-            multiply(block, s, to, outputs);
+          if (s < whole) {
+            multiply(block, s, count, to, outputs);
             continue;
           }
           float edge[8 * kColumnsOfStrip];
-          multiply(block, s, edge, kColumnsOfStrip);
+          multiply(block, s, 1, edge, kColumnsOfStrip);
           for (int64_t r = 0; r < block.size(); r++)
-            std::memcpy(to + r * outputs, edge + r * kColumnsOfStrip, sizeof(float) * width);
+            std::memcpy(to + r * outputs, edge + r * kColumnsOfStrip,
+                        sizeof(float) * (outputs - column));
         }
       }
     }
@@ -463,8 +464,8 @@ const char* tile_product(Pool& pool, const float* x, int64_t rows, int64_t depth
   Scratch scratch(quantized_bytes(rows, stride, stride));
   const Codes q = quantized(pool, k, scratch, x, rows, depth, stride, stride, k.tile_rows,
                             k.unsigned_x);
-  over_strips(pool, q, strips, count * 16 * rows, y, outputs,
-              [&](Piece block, int64_t s, float* to, int64_t y_stride) {
+  over_strips(pool, q, strips, 1, count * 16 * rows, y, outputs,
+              [&](Piece block, int64_t s, int, float* to, int64_t y_stride) {
                 const int64_t from = all ? s * tall : start[s];
                 const int64_t size = all ? tall : start[s + 1] - start[s];
                 k.tiles(q.codes + block.from * stride, block.size(),
@@ -488,10 +489,10 @@ const char* nibble_product(Pool& pool, const float* x, int64_t rows, int64_t dep
   group = std::min(group, stride);
   Scratch scratch(quantized_bytes(rows, stride, group));
   const Codes q = quantized(pool, k, scratch, x, rows, depth, stride, group, k.nibble_rows, false);
-  over_strips(pool, q, strips, strips * stride * 8 * rows, y, outputs,
-              [&](Piece block, int64_t s, float* to, int64_t y_stride) {
+  over_strips(pool, q, strips, k.nibble_strips, strips * stride * 8 * rows, y, outputs,
+              [&](Piece block, int64_t s, int count, float* to, int64_t y_stride) {
                 k.nibbles(q.codes + block.from * stride, block.size(), stride, group,
-                          packed + s * stride * 8, scale + s * kColumnsOfStrip,
+                          packed + s * stride * 8, count, scale + s * kColumnsOfStrip,
                           strips * kColumnsOfStrip, q.sums + block.from * q.groups, q.groups,
                           q.scale + block.from, to, y_stride);
               });

@@ -20,6 +20,7 @@ struct Kernels {
   int narrowest;     // the fewest of them: one vector
   int tile_rows;     // most rows of x that `tiles` takes
   int nibble_rows;   // most rows of x that `nibbles` takes
+  int nibble_strips; // strips that `nibbles` takes at once, or one
   bool unsigned_x;   // whether `tiles` wants codes with 128 added to each
 
   // panel[k * rows + r] = x[r * stride + k], for 1 to kRowsOfPanel rows.
@@ -52,8 +53,8 @@ struct Kernels {
   uint32_t (*largest32)(const int32_t* index, int64_t count);
 
   // Codes of a block of `rows` rows lie in fours, those of all rows for k..k+3 side by side.
-  // Codes of one row of a block, at its first four: round(x / scale), scale = max |x| / 127; sums of codes of each `group`
-  // codes. A row with a NaN or an infinity has scale NaN and codes 0. Codes beyond `depth`, to
+  // Codes of one row of a block, at its first four: round(x / scale), scale = max |x| / 127; sums of
+  // codes of each `group` codes. A row with a NaN or an infinity has scale NaN and codes 0. Codes beyond `depth`, to
   // `padded`, are 0. Where `add_128`, codes are stored with 128 added, as unsigned bytes.
   void (*quantize)(const float* x, int64_t depth, int64_t padded, int64_t group, bool add_128,
                    int rows, int8_t* codes, float* scale, int32_t* sums);
@@ -65,10 +66,11 @@ struct Kernels {
                 const int8_t* tiles, const int32_t* sums, const float* scale,
                 const float* x_scale, float* y, int64_t y_stride);
 
-  // One strip of nibbles: byte [i, n, j] holds the weights 8 i + j (low) and 8 i + 4 + j (high)
-  // of output n, each plus 8. scale: [depth / group, scale_stride] at this strip.
+  // One strip of nibbles, or `nibble_strips` that lie one after the other: byte [i, n, j] of each
+  // holds the weights 8 i + j (low) and 8 i + 4 + j (high) of output n, each plus 8.
+  // scale: [depth / group, scale_stride] at the first strip.
   void (*nibbles)(const int8_t* codes, int rows, int64_t depth, int64_t group,
-                  const uint8_t* packed, const float* scale, int64_t scale_stride,
+                  const uint8_t* packed, int strips, const float* scale, int64_t scale_stride,
                   const int32_t* sums, int64_t sums_stride, const float* x_scale, float* y,
                   int64_t y_stride);
 };

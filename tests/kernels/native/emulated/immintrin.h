@@ -21,6 +21,7 @@ static inline __m512i _mm512_set1_epi32(int32_t x) { return __m512i{} + x; }
 static inline __m512i _mm512_set1_epi8(int8_t x) {
   return (__m512i)(Bytes512{} + static_cast<uint8_t>(x));
 }
+static inline __m512i _mm512_add_epi32(__m512i a, __m512i b) { return a + b; }
 static inline __m512i _mm512_sub_epi32(__m512i a, __m512i b) { return a - b; }
 static inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 static inline __m512i _mm512_slli_epi32(__m512i a, int n) { return a << n; }
