@@ -121,11 +121,13 @@ def steps() -> None:
   plain, count = jsp.identity(), jnp.int32(0)
   int8 = jsp.at('.*/kernel', jsp.fake_quantize('int8'))
   codes = jsp.quantized_products(case.loss, 'int8')
+  ahead = jsp.quantized_products(case.loss, 'int8', gradient_dtype='float32')
   float8 = jsp.quantized_products(case.loss, 'float8_e4m3')
   made = {
     'float': (case.loss, plain),
     'int8 weights': (case.loss, int8),
     'int8 weights and inputs': (jsp.quantize_activations(case.loss, 'int8'), int8),
+    'int8 weights and inputs, integer products': (lambda p, *batch: ahead(p, count, *batch), plain),
     'LSQ, 4-bit weights': (case.loss, jsp.at('.*/kernel', jsp.lsq(bits=4))),
     'PARQ, 4-bit weights': (case.loss, jsp.at('.*/kernel', jsp.parq('int4', end=10))),
     'int8 products, forward and backward': (lambda p, *batch: codes(p, count, *batch), plain),

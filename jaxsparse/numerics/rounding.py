@@ -66,6 +66,15 @@ def nearest(x: jax.Array, low: float, high: float) -> jax.Array:
   return jnp.round(jnp.clip(x, low, high))
 
 
+def bytes_of(x: jax.Array) -> jax.Array:
+  """float32 of magnitude at most 127 rounded half to even, as int8; of NaN any code.
+
+  The last bits of `x + 1.5 * 2^23`: XLA:CPU vectorizes that, and a cast, which must clip, not.
+  """
+  bits = jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23), jnp.int32)
+  return bits.astype(jnp.int8)
+
+
 def noise(shape: tuple[int, ...], seed) -> jax.Array:
   """uint32 noise by a hash of the row-major index and `seed`: ten integer operations an entry.
 

@@ -45,8 +45,9 @@ def quantized_products(apply_fn: Callable, dtype: str = 'int8', *,
   Args:
     apply_fn: called as `apply_fn(params, *args, **kwargs)`.
     dtype: the grid of inputs and weights: 'int3' to 'int8', 'float8_e4m3' or 'float8_e5m2'.
-    gradient_dtype: that of gradients, and of what they are multiplied by. None: `dtype` of
-      integers, 'float8_e5m2' for gradients alone of floats.
+    gradient_dtype: that of gradients, and of what they are multiplied by; 'float32' leaves the
+      products of gradients alone, with the rounded inputs and weights in them: straight through.
+      None: `dtype` of integers, 'float8_e5m2' for gradients alone of floats.
     weights: a regular expression for the names of the weights whose products are taken. None: all
       that meet a product.
     seed: of the noise.
@@ -68,7 +69,9 @@ def quantized_products(apply_fn: Callable, dtype: str = 'int8', *,
     [127.0, 10.0]
   """
   values = _usable(dtype)
-  if gradient_dtype is not None:
+  if gradient_dtype == 'float32':
+    chosen = _Grids(values, None, None)
+  elif gradient_dtype is not None:
     chosen = _Grids(values, *[_usable(gradient_dtype)] * 2)
   else:
     chosen = _Grids(values, values if values.is_integer else grids.grid('float8_e5m2'), values)
@@ -101,23 +104,27 @@ def _usable(dtype) -> grids.Grid:
 
 
 class _Grids(NamedTuple):
-  """Grids of inputs and weights forward; of gradients, and of what they meet, backward."""
+  """Grids of inputs and weights forward; of gradients, and of what they meet, backward, or None."""
 
   values: grids.Grid
-  gradient: grids.Grid
-  partner: grids.Grid
+  gradient: grids.Grid | None
+  partner: grids.Grid | None
 
 
 def _differentiable(contraction, chosen: _Grids):
   """`(x, w, seed) -> y`, with the derivatives of the module's docstring."""
-  product, pull = _of_dot(contraction) if contraction.kind == 'dot' else _of_other(contraction)
+  made = _of_dot(contraction) if contraction.kind == 'dot' else _of_other(contraction)
+  product, pull, near = made
 
   def forward(x, w, seed):
     return product(x, w, chosen.values), (x, w, seed)
 
   def backward(kept, g):
     x, w, seed = kept
-    to_x, to_w = pull(x, w, g, chosen, seed)
+    if chosen.gradient is None:
+      to_x, to_w = jax.vjp(contraction.compute, *near(x, w, chosen.values))[1](g)
+    else:
+      to_x, to_w = pull(x, w, g, chosen, seed)
     return to_x.astype(x.dtype), to_w.astype(w.dtype), np.zeros(seed.shape, jax.dtypes.float0)
 
   taken = jax.custom_vjp(lambda x, w, seed: forward(x, w, seed)[0])
@@ -126,7 +133,7 @@ def _differentiable(contraction, chosen: _Grids):
 
 
 def _of_dot(contraction):
-  """The product of a dot, and the pullback: sums of products of codes over labelled axes."""
+  """The product of a dot, its pullback, and what is multiplied; codes over labelled axes."""
   (left, right), (left_batch, right_batch) = contraction.params['dimension_numbers']
   flipped = contraction.operand == 0
 
@@ -153,20 +160,24 @@ def _of_dot(contraction):
         _summed(code(g, of_y, of_w, chosen.gradient, 2), code(x, of_x, of_w, chosen.partner, 3),
                 of_w))
 
-  return product, pull
+  def near(x, w, grid):
+    of_x, of_w, of_y = labels(x, w)
+    return _values(x, of_x, of_y, grid), _values(w, of_w, of_y, grid)
+
+  return product, pull, near
 
 
 def _of_other(contraction):
   """The same of any product, on decoded values, with one scale an operand."""
-  def product(x, w, grid):
-    return contraction.compute(_decoded(x, grid), _decoded(w, grid))
+  near = lambda x, w, grid: (_decoded(x, grid), _decoded(w, grid))
+  product = lambda x, w, grid: contraction.compute(*near(x, w, grid))
 
   def pull(x, w, g, chosen, seed):
     near = [_decoded(a, chosen.partner, rounding.mix(seed, n)) for n, a in enumerate((x, w))]
     return jax.vjp(contraction.compute, *near)[1](
         _decoded(g, chosen.gradient, rounding.mix(seed, 2)))
 
-  return product, pull
+  return product, pull, near
 
 
 class _Codes(NamedTuple):
@@ -181,7 +192,9 @@ def _codes(a, labels, kept, grid, seed=None) -> _Codes:
   values = a.astype(jnp.float32)
   gone = tuple(n for n, label in enumerate(labels) if label not in kept)
   scale = scales.of_finite(values, gone, grid)
-  if seed is None:
+  if seed is None and grid.is_integer:
+    codes = rounding.bytes_of(values / scale)   # the scale clips nothing
+  elif seed is None:
     codes = grid.encode(values / scale)
   else:
     codes = grid.encode_by_chance(values / scale, rounding.uniform(a.shape, seed))
@@ -217,5 +230,10 @@ def _summed(a: _Codes, b: _Codes, out: list) -> jax.Array:
 
 
 def _decoded(a, grid, seed=None) -> jax.Array:
-  found = _codes(a, list(range(a.ndim)), [], grid, seed)
+  return _values(a, list(range(a.ndim)), [], grid, seed)
+
+
+def _values(a, labels, kept, grid, seed=None) -> jax.Array:
+  """What the codes of `a` stand for, of its shape and dtype."""
+  found = _codes(a, labels, kept, grid, seed)
   return (found.values.astype(jnp.float32) * found.scale).astype(a.dtype)

@@ -15,6 +15,12 @@ class RoundingTest(parameterized.TestCase):
     x = jnp.asarray([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 9.0, -9.0])
     self.assertEqual(rounding.nearest(x, -3, 3).tolist(), [-2, -2, 0, 0, 2, 2, 3, -3])
 
+  def test_bytes(self):
+    x = np.append(np.arange(-254, 255) / np.float32(2), np.float32([-0.0, 126.49999, -126.50001]))
+    found = rounding.bytes_of(jnp.asarray(x, jnp.float32))
+    self.assertEqual(found.dtype, jnp.int8)
+    np.testing.assert_array_equal(found, np.rint(x))
+
   @parameterized.parameters('float32', 'bfloat16', 'float16')
   def test_straight_through(self, dtype):
     x, q = jnp.asarray([0.4, 1e4], dtype), jnp.asarray([0.1, -3.0], dtype)

@@ -1,5 +1,6 @@
 """Products of codes, forward and backward, against float64 sums and the exact gradients."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,30 +28,30 @@ def _conv(p, x):
                                       dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-# name -> (function, shape of w, shape of x, the forward pass on rounded operands, in float64).
+# name -> (function, shape of w, shape of x, axes that share a scale of w and of x).
 CASES = {
-    'right': (lambda p, x: x @ p['w'], (6, 5), (3, 4, 6),
-              lambda w, x: _nearest(x, 2) @ _nearest(w, 0)),
-    'left': (lambda p, x: p['w'] @ x, (5, 6), (6, 4),
-             lambda w, x: _nearest(w, 1) @ _nearest(x, 0)),
-    'experts': (lambda p, x: jnp.einsum('bed,edf->bef', x, p['w']), (3, 6, 5), (4, 3, 6),
-                lambda w, x: np.einsum('bed,edf->bef', _nearest(x, 2), _nearest(w, 1))),
-    'two axes': (lambda p, x: jnp.einsum('bhd,hdo->bo', x, p['w']), (2, 3, 5), (4, 2, 3),
-                 lambda w, x: np.einsum('bhd,hdo->bo', _nearest(x, (1, 2)), _nearest(w, (0, 1)))),
-    'convolution': (_conv, (3, 3, 2, 4), (2, 5, 6, 2),
-                    lambda w, x: _conv({'w': jnp.asarray(_nearest(w, None), jnp.float32)},
-                                       jnp.asarray(_nearest(x, None), jnp.float32))),
+    'right': (lambda p, x: x @ p['w'], (6, 5), (3, 4, 6), 0, 2),
+    'left': (lambda p, x: p['w'] @ x, (5, 6), (6, 4), 1, 0),
+    'experts': (lambda p, x: jnp.einsum('bed,edf->bef', x, p['w']), (3, 6, 5), (4, 3, 6), 1, 2),
+    'two axes': (lambda p, x: jnp.einsum('bhd,hdo->bo', x, p['w']), (2, 3, 5), (4, 2, 3), (0, 1),
+                 (1, 2)),
+    'convolution': (_conv, (3, 3, 2, 4), (2, 5, 6, 2), None, None),
 }
+
+
+def _rounded(params, x, w_axes, x_axes):
+  near = lambda a, axes: jnp.asarray(_nearest(a, axes), jnp.float32)
+  return {'w': near(params['w'], w_axes)}, near(x, x_axes)
 
 
 class QuantizedProductsTest(parameterized.TestCase):
 
   @parameterized.named_parameters((name, *case) for name, case in CASES.items())
-  def test_forward_is_of_codes_and_gradients_have_no_bias(self, fn, w_shape, x_shape, oracle):
+  def test_forward_is_of_codes_and_gradients_have_no_bias(self, fn, w_shape, x_shape, *axes):
     params, x = {'w': _normal(*w_shape)}, _normal(*x_shape, seed=1)
     run = jsp.quantized_products(fn, 'int8', gradient_dtype='int4', seed=5)
     y = run(params, 0, x)
-    np.testing.assert_allclose(y, oracle(params['w'], x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, fn(*_rounded(params, x, *axes)), rtol=1e-5, atol=1e-5)
     upstream = _normal(*y.shape, seed=2)
     exact = jax.grad(lambda p, x: (fn(p, x) * upstream).sum(), (0, 1))(params, x)
     loss = lambda p, x, count: (run(p, count, x) * upstream).sum()
@@ -65,6 +66,29 @@ class QuantizedProductsTest(parameterized.TestCase):
       self.assertGreater(float(deviation.max()), 0)
       off = np.abs(np.asarray(mean - g)) / (np.asarray(deviation) / many**0.5 + 1e-6)
       self.assertLess(off.max(), 5)
+
+  @parameterized.named_parameters((name, *case) for name, case in CASES.items())
+  def test_products_of_gradients_may_stay_float(self, fn, w_shape, x_shape, *axes):
+    params, x = {'w': _normal(*w_shape)}, _normal(*x_shape, seed=1)
+    run = jsp.quantized_products(fn, 'int8', gradient_dtype='float32')
+    y, pull = jax.vjp(lambda p, x: run(p, 0, x), params, x)
+    wanted, straight = jax.vjp(fn, *_rounded(params, x, *axes))
+    upstream = _normal(*y.shape, seed=2)
+    chex.assert_trees_all_close(y, wanted, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(pull(upstream), straight(upstream), rtol=1e-5, atol=1e-5)
+
+  def test_narrow_operands_and_what_is_not_finite(self):
+    run = jsp.quantized_products(lambda p, x: x @ p['w'], 'int8', gradient_dtype='float32')
+    params, x = {'w': _normal(40, 8)}, _normal(36, 40, seed=1)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
+    y, pull = jax.vjp(lambda p, x: run(p, 0, x), *narrow)
+    chex.assert_trees_all_equal_dtypes(pull(y), narrow)
+    np.testing.assert_allclose(y.astype(jnp.float32), run(params, 0, x), atol=0.2)
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+      self.assertTrue(bool(jnp.isnan(run(params, 0, x.at[7, 3].set(bad))[7]).all()))
+      broken = {'w': params['w'].at[39, 2].set(bad)}
+      found = jnp.isnan(run(broken, 0, x))
+      self.assertTrue(bool(found[:, 2].all()) and not bool(found[:, 3:].any()))
 
   @parameterized.parameters('float8_e4m3', 'float8_e5m2')
   def test_floats_of_eight_bits(self, dtype):
