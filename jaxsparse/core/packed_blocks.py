@@ -82,6 +82,8 @@ def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
 
   def init(params, **extra):
     latents, state = transform.init(params, **extra)
+    if isinstance(state, weights.WeightsState):
+      state = dataclasses.replace(state, weights=_whole(state.weights))
     sizes = _sizes(transform, latents, state)
     if state.entries and not sizes:
       raise ValueError(f'no weight packs to balanced blocks under {transform!r}; expected '
@@ -118,7 +120,7 @@ def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
     new = transform.update(latents, opened, **extra)
     leaves = {leaf.key: leaf.value for leaf in names.named_leaves(latents, stop={*new.weights})[0]}
     kept = {}
-    for key, value in new.weights.items():
+    for key, value in _whole(new.weights).items():
       old, blocks = state.weights[key], masks.held_blocks(state.weights[key])
       if value.mask is opened.weights[key].mask:
         kept[key] = old   # what did not move stays the same object: nothing is packed for it
@@ -141,6 +143,11 @@ def _map(params, state, function):
   leaves, rebuild = names.named_leaves(params, stop=known)
   return rebuild([function(leaf.key, leaf.value) if leaf.key in known else leaf.value
                   for leaf in leaves])
+
+
+def _whole(states):
+  """States of weights without the bits of `packed_masks`: blocks take less."""
+  return jax.tree.map(masks.unpacked, states, is_leaf=masks.is_packed)
 
 
 def _sizes(transform, latents, state):

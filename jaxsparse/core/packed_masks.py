@@ -47,8 +47,8 @@ def packed_masks(transform: transforms.Transform) -> transforms.Transform:
     return latents, _pack(state)
 
   def update(params, state, **extra):
-    found, structure = jax.tree.flatten(state, is_leaf=masks.is_packed)
-    opened = [masks.unpacked(x) for x in found]
+    found, structure = jax.tree.flatten(state, is_leaf=_is_bits)
+    opened = [_opened(x) for x in found]
     new = jax.tree.leaves(transform.update(params, structure.unflatten(opened), **extra))
     # What the update left alone stays the same object: nothing is packed for it.
     kept = [x if n is o else _pack(n) for x, o, n in zip(found, opened, new)]
@@ -60,10 +60,18 @@ def packed_masks(transform: transforms.Transform) -> transforms.Transform:
       transform.spec._replace(spelling=spelling, parts=(transform,)))
 
 
+def _is_bits(x) -> bool:
+  return isinstance(x, masks.PackedMask)   # blocks of `packed_blocks` stay what they are
+
+
+def _opened(x):
+  return x.unpack() if _is_bits(x) else x
+
+
 def _pack(tree):
   is_mask = lambda x: getattr(x, 'dtype', None) == jnp.bool_ and x.ndim >= 2
   return jax.tree.map(lambda x: masks.PackedMask.pack(x) if is_mask(x) else x, tree)
 
 
 def _unpack(tree):
-  return jax.tree.map(masks.unpacked, tree, is_leaf=masks.is_packed)
+  return jax.tree.map(_opened, tree, is_leaf=_is_bits)

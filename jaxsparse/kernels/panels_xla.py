@@ -40,7 +40,7 @@ def forward(x: jax.Array, data: jax.Array, kidx: jax.Array) -> jax.Array:
     there = _columns(by_block, indices[None], axis)[0]
     return jax.lax.dynamic_update_slice_in_dim(out, _product(there, weights), i * bn, axis=1), None
 
-  start = jnp.zeros((rows, panels * bn), x.dtype)
+  start = _zeros(x, panels * bn, x.dtype)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0]
 
 
@@ -78,7 +78,7 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
       out = jax.lax.dynamic_update_slice_in_dim(out, added, at, axis=1)
     return out, None
 
-  start = jnp.zeros((rows, blocks * bk), jnp.float32)
+  start = _zeros(dy, blocks * bk, jnp.float32)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0].astype(dy.dtype)
 
 
@@ -99,6 +99,11 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> ja
                                      preferred_element_type=jnp.float32).astype(x.dtype)
 
   return jax.lax.scan(body, None, (jnp.arange(panels), kidx))[1]
+
+
+def _zeros(x, columns, dtype):
+  """As many rows as `x` has, and where they are: a mesh of explicit axes asks for that."""
+  return jnp.pad(x[:, :0].astype(dtype), ((0, 0), (0, columns)))
 
 
 def _product(a, b):

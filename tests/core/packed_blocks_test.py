@@ -61,6 +61,17 @@ class PackedBlocksTest(parameterized.TestCase):
         even = slots * leaf.kidx.shape[0] % (leaf.shape[0] // leaf.block[0]) == 0
         self.assertEqual(leaf.doubly_balanced, even)
 
+  @parameterized.parameters(
+      'rigl(0.5, every=3, end=9, pattern=balanced_blocks(4, 4))',
+      'top_kast(0.75, backward=0.5, every=3, pattern=balanced_blocks(4, 4))')
+  def test_bits_around_or_within_change_nothing(self, text):
+    _, plain, expected, _ = run(f'packed_blocks({text})', optax.adam(0.05), 6, dense=False)
+    for other in (f'packed_masks(packed_blocks({text}))', f'packed_blocks(packed_masks({text}))'):
+      _, ts, found, _ = run(other, optax.adam(0.05), 6, dense=False)
+      self.assertEqual(found, expected)
+      chex.assert_trees_all_equal(ts.params, plain.params)
+      chex.assert_trees_all_equal(jsp.masks(ts.state), jsp.masks(plain.state))
+
   def test_gradients_are_the_masked_dense_ones(self):
     params, x, y = problem()
     transform = jsp.packed_blocks(jsp.static(0.5, pattern=jsp.balanced_blocks(4, 4)))
