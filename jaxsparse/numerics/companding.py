@@ -59,13 +59,26 @@ def encode_alike(arrays: Sequence[jax.Array], *, bits: int,
   shape = arrays[0].shape
   extent = geometry(shape, block)
   arrays = [x.astype(jnp.float32) for x in arrays]
-  split = [_split(x, extent) for x in arrays]
-  ranges = scales.extremes_of([blocks for blocks, _ in split], split[0][1])
   out = []
-  for x, (blocks, _), pair in zip(arrays, split, ranges):
-    codes, scale = _coded(x, *(end.reshape(blocks.shape[0::2]) for end in pair), extent, bits)
+  for x, (low, high) in zip(arrays, _ranges(arrays, extent)):
+    codes, scale = _coded(x, low, high, extent, bits)
     out.append((_packed(codes) if bits == 4 else codes, scale))
   return out
+
+
+def _ranges(arrays, extent):
+  """The least and the greatest of each block, and zero, for each of several arrays alike."""
+  shape = arrays[0].shape
+  extent = [min(n, b) for n, b in zip(shape, extent)]
+  for a, (n, b) in enumerate(zip(shape, extent)):
+    if n % b:
+      # The shorter last blocks apart: XLA:CPU vectorizes slices, and padding not.
+      parts = [_ranges([jax.lax.slice_in_dim(x, *ends, axis=a) for x in arrays], extent)
+               for ends in ((0, n - n % b), (n - n % b, n))]
+      return [tuple(jnp.concatenate(ends, a) for ends in zip(*pairs)) for pairs in zip(*parts)]
+  split = [m for n, b in zip(shape, extent) for m in (n // b, b)]
+  found = scales.extremes_of([x.reshape(split) for x in arrays], tuple(range(1, len(split), 2)))
+  return [tuple(end.reshape(split[::2]) for end in pair) for pair in found]
 
 
 def _coded(x, low, high, extent, bits):
@@ -113,15 +126,6 @@ def _spread(blocks, shape, extent):
     if b > 1:
       blocks = jax.lax.slice_in_dim(jnp.repeat(blocks, b, axis=a), 0, n, axis=a)
   return blocks
-
-
-def _split(x, extent):
-  """`x` with each axis as (blocks, inside), padded with zeros; and the inner axes."""
-  padding = [(0, -n % b) for n, b in zip(x.shape, extent)]
-  if any(p for _, p in padding):
-    x = jnp.pad(x, padding)
-  shape = [m for n, b in zip(x.shape, extent) for m in (n // b, b)]
-  return x.reshape(shape), tuple(range(1, len(shape), 2))
 
 
 def _packed(codes):
