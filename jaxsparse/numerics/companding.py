@@ -112,9 +112,9 @@ def decode(codes: jax.Array, scale: jax.Array, shape: tuple[int, ...], *, bits: 
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
   signs = scale > 0   # a block of zeros has the scale zero, and no sign
   # Divisions, as XLA computes them once a block: a choice it would repeat for every few values.
-  peak = jnp.sqrt(jnp.abs(scale))
-  step = peak / jnp.where(signs, half, full)
-  zero = peak / jnp.where(signs, half / (half + 1), jnp.inf)   # `(half + 1) * step`, or nothing
+  step = jnp.sqrt(jnp.abs(scale)) / jnp.where(signs, half, full)
+  # `(half + 1) * step`, exactly, where there are signs: zero stays zero.
+  zero = step / jnp.where(signs, 1 / (half + 1), jnp.inf)
   extent = geometry(shape, block)
   signed = codes.astype(jnp.float32) * _spread(step, shape, extent) - _spread(zero, shape, extent)
   return signed * jnp.abs(signed)
