@@ -9,7 +9,6 @@ scale says so. NaN and infinity spread over their block.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -58,26 +57,51 @@ def encode_alike(arrays: Sequence[jax.Array], *, bits: int,
                  block: int) -> list[tuple[jax.Array, jax.Array]]:
   """`encode` of each of several arrays of one shape, whose ranges are found in one pass."""
   shape = arrays[0].shape
-  split = [_split(x.astype(jnp.float32), geometry(shape, block)) for x in arrays]
-  ranges = scales.extremes_of([blocks for blocks, _ in split], split[0][1])
+  extent = geometry(shape, block)
+  arrays = [x.astype(jnp.float32) for x in arrays]
   out = []
-  for (blocks, _), (low, high) in zip(split, ranges):
-    codes, scale = _coded(blocks, low, high, bits)
-    codes = _joined(codes, shape)
-    out.append((_packed(codes) if bits == 4 else codes, scale.reshape(blocks.shape[0::2])))
+  for x, (low, high) in zip(arrays, _ranges(arrays, extent)):
+    codes, scale = _coded(x, low, high, extent, bits)
+    out.append((_packed(codes) if bits == 4 else codes, scale))
   return out
 
 
-def _coded(blocks, low, high, bits):
+def _ranges(arrays, extent):
+  """The least and the greatest of each block, and zero, for each of several arrays alike."""
+  shape = arrays[0].shape
+  extent = [min(n, b) for n, b in zip(shape, extent)]
+  for a, (n, b) in enumerate(zip(shape, extent)):
+    if n % b:
+      # The shorter last blocks apart: XLA:CPU vectorizes slices, and padding not.
+      parts = [_ranges([jax.lax.slice_in_dim(x, *ends, axis=a) for x in arrays], extent)
+               for ends in ((0, n - n % b), (n - n % b, n))]
+      return [tuple(jnp.concatenate(ends, a) for ends in zip(*pairs)) for pairs in zip(*parts)]
+  split = [m for n, b in zip(shape, extent) for m in (n // b, b)]
+  found = scales.extremes_of([x.reshape(split) for x in arrays], tuple(range(1, len(split), 2)))
+  return [tuple(end.reshape(split[::2]) for end in pair) for pair in found]
+
+
+def _coded(x, low, high, extent, bits):
   peak = jnp.maximum(high, -low)
   signs = low < 0
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
   levels = jnp.where(signs, half, full)
   # Of a block, so that an entry costs a product and a root; bounded, so that it is finite.
   inverse = levels * levels / jnp.maximum(peak, 2e-34)
-  magnitude = jnp.sqrt(jnp.maximum(jnp.abs(blocks * inverse), 1.0))
-  signed = jnp.where(blocks == 0, 0.0, jnp.where(blocks < 0, -magnitude, magnitude))
-  return _byte(signed + jnp.where(signs, half + 1, 0.0)), jnp.where(signs, peak, -peak)
+  # The last bits of a float32 beyond 2^23 are a whole number, rounded half to even. A cast, which
+  # must clip, is not vectorized. What the division gives is exact: 2^23, and where there are signs
+  # the code of zero more.
+  zero = 2.0**23 + half + 1
+  zero = zero / jnp.where(signs, 1.0, zero * 2.0**-23)
+  # Magnitudes first: XLA writes `x` out for a product with what was made of it.
+  square = jnp.maximum(jnp.abs(x) * _spread(inverse, x.shape, extent), 1.0)
+  root = jnp.sqrt(jnp.where(x == 0, 0.0, square))
+  # The sign is a bit that moves: a choice of the root or its negative takes longer.
+  bits_of = lambda a: jax.lax.bitcast_convert_type(a, jnp.uint32)
+  signed = jax.lax.bitcast_convert_type(
+      bits_of(root) | (bits_of(x) & np.uint32(1 << 31)), jnp.float32)
+  codes = bits_of(signed + _spread(zero, x.shape, extent))
+  return codes.astype(jnp.uint8), jnp.where(signs, peak, -peak)
 
 
 @functools.partial(jax.jit, static_argnames=('shape', 'bits', 'block'))
@@ -85,45 +109,34 @@ def decode(codes: jax.Array, scale: jax.Array, shape: tuple[int, ...], *, bits: 
            block: int) -> jax.Array:
   """The float32 array of `shape` that was encoded."""
   codes = _unpacked(codes, shape[0]) if bits == 4 else codes
-  blocks, _ = _split(codes, geometry(shape, block))
-  scale = scale.reshape([n for pair in zip(scale.shape, [1] * scale.ndim) for n in pair])
   half, full = 2.0 ** (bits - 1) - 1, 2.0**bits - 1
   signs = scale > 0   # a block of zeros has the scale zero, and no sign
-  signed = blocks.astype(jnp.float32) - jnp.where(signs, half + 1, 0.0)
-  step = jnp.abs(scale) * jnp.where(signs, np.float32(1 / half**2), np.float32(1 / full**2))
-  return _joined(signed * jnp.abs(signed) * step, shape)
+  # Divisions, as XLA computes them once a block: a choice it would repeat for every few values.
+  step = jnp.sqrt(jnp.abs(scale)) / jnp.where(signs, half, full)
+  # `(half + 1) * step`, exactly, where there are signs: zero stays zero.
+  zero = step / jnp.where(signs, 1 / (half + 1), jnp.inf)
+  extent = geometry(shape, block)
+  signed = codes.astype(jnp.float32) * _spread(step, shape, extent) - _spread(zero, shape, extent)
+  return signed * jnp.abs(signed)
 
 
-def _byte(x):
-  """float32 in [0, 255] rounded half to even, as uint8: the last bits of `x + 2^23`.
-
-  XLA:CPU vectorizes it, and a cast, which must clip, not.
-  """
-  bits = jax.lax.bitcast_convert_type(x + np.float32(2.0**23), jnp.uint32)
-  return bits.astype(jnp.uint8)
-
-
-def _split(x, extent):
-  """`x` with each axis as (blocks, inside), padded with zeros; and the inner axes."""
-  padding = [(0, -n % b) for n, b in zip(x.shape, extent)]
-  if any(p for _, p in padding):
-    x = jnp.pad(x, padding)
-  shape = [m for n, b in zip(x.shape, extent) for m in (n // b, b)]
-  return x.reshape(shape), tuple(range(1, len(shape), 2))
-
-
-def _joined(blocks, shape):
-  whole = [math.prod(blocks.shape[n:n + 2]) for n in range(0, blocks.ndim, 2)]
-  out = blocks.reshape(whole)
-  return out if tuple(whole) == tuple(shape) else out[tuple(slice(n) for n in shape)]
+def _spread(blocks, shape, extent):
+  """What blocks have, for each of their values."""
+  for a, (n, b) in enumerate(zip(shape, extent)):
+    if b > 1:
+      blocks = jax.lax.slice_in_dim(jnp.repeat(blocks, b, axis=a), 0, n, axis=a)
+  return blocks
 
 
 def _packed(codes):
-  # Neighbouring rows share a byte: XLA:CPU vectorizes that, and neighbouring columns not.
+  # Neighbouring rows share a byte, and the sum is a reduction: XLA:CPU vectorizes neither
+  # neighbouring columns nor the sum of two slices.
+  places = np.resize(np.array([1, 16], np.uint8), codes.shape[0] + codes.shape[0] % 2)
   if codes.shape[0] % 2:
-    codes = jnp.pad(codes, [(0, 1)] + [(0, 0)] * (codes.ndim - 1))
-  pairs = codes.reshape(-1, 2, *codes.shape[1:])
-  return pairs[:, 0] | (pairs[:, 1] << np.uint8(4))
+    # A last row twice, for nothing: padding is not vectorized.
+    codes, places[-1] = codes[np.minimum(np.arange(len(places)), codes.shape[0] - 1)], 0
+  pairs = lambda a: a.reshape(-1, 2, *a.shape[1:])
+  return (pairs(codes) * pairs(places.reshape(-1, *[1] * (codes.ndim - 1)))).sum(1, dtype=jnp.uint8)
 
 
 def _unpacked(codes, size):

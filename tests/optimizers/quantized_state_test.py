@@ -106,6 +106,14 @@ class QuantizedStateTest(parameterized.TestCase):
     full = nbytes(optax.adam(0.1).init(p))
     self.assertLess(nbytes(jsp.quantized_state(optax.adam(0.1), bits=bits).init(p)), limit * full)
 
+  @parameterized.product(bits=(8, 4), columns=(512, 500))
+  def test_an_update_holds_no_whole_moment(self, bits, columns):
+    p = {'w': jax.ShapeDtypeStruct((256, columns), jnp.float32)}
+    tx = jsp.quantized_state(optax.adam(1e-3), bits=bits)
+    step = jax.jit(tx.update, donate_argnums=1).lower(p, jax.eval_shape(tx.init, p), p)
+    # Codes are copied, and each block has some constants.
+    self.assertLess(step.compile().memory_analysis().temp_size_in_bytes, 3 * 256 * columns)
+
   @parameterized.named_parameters(
       ('adam', lambda q: q(optax.adam(1e-2))),
       ('chain', lambda q: optax.chain(optax.clip_by_global_norm(1.0), q(optax.scale_by_adam()),
