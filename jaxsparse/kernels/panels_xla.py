@@ -14,7 +14,7 @@ import jax.numpy as jnp
 _CACHED_BYTES = 2**21
 # Columns from which a panel's products read x where it lies, and a slice is multiplied so too.
 _WIDE = 128
-# Slots of a panel that are written out one by one.
+# Slots of a panel that are read, and added to, one by one without a loop.
 _UNROLLED = 32
 
 
@@ -61,22 +61,19 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
   """
   (panels, depth, bn), slots = data.shape, kidx.shape[1]
   rows, bk = dy.shape[0], depth // slots
-  if slots > _UNROLLED:
-    parts = jax.lax.dot_general(data, dy.reshape(rows, panels, bn), (((2,), (2,)), ((0,), (1,))),
-                                preferred_element_type=jnp.float32)
-    parts = parts.reshape(panels * slots, bk * rows)
-    total = jax.ops.segment_sum(parts, jnp.clip(kidx, 0, blocks - 1).reshape(-1), blocks)
-    return total.reshape(blocks * bk, rows).T.astype(dy.dtype)
 
   def body(out, panel):
     i, indices, weights = panel
     part = jnp.matmul(jax.lax.dynamic_slice_in_dim(dy, i * bn, bn, axis=1), weights.T,
                       preferred_element_type=jnp.float32)
-    for slot in range(slots):
+
+    def add(slot, out):
       at = indices[slot] * bk
-      added = part[:, slot * bk:(slot + 1) * bk] + jax.lax.dynamic_slice_in_dim(out, at, bk, axis=1)
-      out = jax.lax.dynamic_update_slice_in_dim(out, added, at, axis=1)
-    return out, None
+      added = (jax.lax.dynamic_slice_in_dim(part, slot * bk, bk, axis=1)
+               + jax.lax.dynamic_slice_in_dim(out, at, bk, axis=1))
+      return jax.lax.dynamic_update_slice_in_dim(out, added, at, axis=1)
+
+    return jax.lax.fori_loop(0, slots, add, out, unroll=slots if slots <= _UNROLLED else 1), None
 
   start = _zeros(dy, blocks * bk, jnp.float32)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0].astype(dy.dtype)
@@ -93,17 +90,25 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> ja
     i, indices = panel
     here = jax.lax.dynamic_slice_in_dim(dy, i * bn, bn, axis=1)
     if not alone:
-      return None, _product(_take(features, indices).reshape(slots * bk, -1), here)
-    there = jax.lax.dynamic_slice_in_dim(x, indices[0] * bk, bk, axis=1)
-    return None, jax.lax.dot_general(there, here, (((0,), (0,)), ((), ())),
-                                     preferred_element_type=jnp.float32).astype(x.dtype)
+      there, rows = _take(features, indices).reshape(slots * bk, -1), 1
+    else:
+      there, rows = jax.lax.dynamic_slice_in_dim(x, indices[0] * bk, bk, axis=1), 0
+    return None, jax.lax.dot_general(
+        there, here, (((rows,), (0,)), ((), ())), preferred_element_type=jnp.float32,
+        out_sharding=_everywhere(dy)).astype(x.dtype)
 
   return jax.lax.scan(body, None, (jnp.arange(panels), kidx))[1]
 
 
 def _zeros(x, columns, dtype):
   """As many rows as `x` has, and where they are: a mesh of explicit axes asks for that."""
-  return jnp.pad(x[:, :0].astype(dtype), ((0, 0), (0, columns)))
+  return jnp.broadcast_to(jnp.zeros_like(x[:, :1], dtype), (x.shape[0], columns))
+
+
+def _everywhere(x):
+  """Where sums over the rows of `x` go, if a mesh of explicit axes shares the rows out."""
+  place = jax.typeof(x).sharding
+  return None if place.spec[0] is None else jax.NamedSharding(place.mesh, jax.P(None, None))
 
 
 def _product(a, b):

@@ -85,6 +85,19 @@ class ReferenceTest(parameterized.TestCase):
       problems.assert_agrees((*args, place(dy)))
 
   @parameterized.named_parameters(
+      ('small', (0, 8, 24, 4, 2, 4, 6)), ('large', (1, 1024, 256, 16, 4, 16, 64)),
+      ('one slot', (2, 512, 512, 4, 1, 128, 128)), ('many slots', (3, 4, 200, 4, 40, 4, 6)))
+  def test_explicit_axes(self, problem):
+    mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Explicit,))
+    x, data, kidx, dy = problems.draw(*problem)
+    place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
+    problems.assert_agrees((place(x, 'data'), place(data), place(kidx), place(dy, 'data')))
+    for args in ((place(x, None, 'data'), place(data), place(kidx)),
+                 (place(x), place(data, 'data'), place(kidx, 'data'))):
+      with self.assertRaisesRegex(ValueError, "shared out by .*'data'.* explicit axes"):
+        jsp.block_sparse_matmul(*args)
+
+  @parameterized.named_parameters(
       ('shapes', ((2, 8), (3, 4, 2), (2, 1)), {}, ValueError, r'found \(2, 8\)'),
       ('uneven', ((2, 8), (3, 5, 2), (3, 2)), {}, ValueError, '5 rows do not divide into the 2'),
       ('word', ((2, 8), (3, 4, 2), (3, 1)), {'backend': 'cuda'}, ValueError, 'one of xla'),
