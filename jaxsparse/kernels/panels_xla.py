@@ -60,7 +60,7 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
   Each panel adds to the columns that it read, so any layout has its exact gradient.
   """
   (panels, depth, bn), slots = data.shape, kidx.shape[1]
-  rows, bk = dy.shape[0], depth // slots
+  bk = depth // slots
 
   def body(out, panel):
     i, indices, weights = panel
