@@ -134,7 +134,8 @@ def stable_ranks(matrices: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """`stable_rank` of several; those of one shape share one loop, as compiling each its own is slow.
 
   Example:
-    >>> {key: float(x) for key, x in stable_ranks({'a': jnp.eye(3), 'b': jnp.ones((3, 3))}).items()}
+    >>> found = stable_ranks({'a': jnp.eye(3), 'b': jnp.ones((3, 3))})
+    >>> {key: round(float(x), 3) for key, x in found.items()}
     {'a': 3.0, 'b': 1.0}
   """
   alike: dict[tuple[int, ...], list[str]] = {}
