@@ -244,19 +244,25 @@ def of_finite(x: jax.Array, axes: Any, grid: grids.Grid) -> jax.Array:
     low, high = extremes(x, axes)
     peak = jnp.maximum(-low, high)
   else:
-    # Bits of magnitudes are in their order, those of infinity and NaN above all others.
-    kind = np.dtype(f'u{x.dtype.itemsize}')
-    bits = _quartered(jax.lax.bitcast_convert_type(jnp.abs(x), kind), axes[0])
-    most = bits.max(axes, keepdims=True, initial=kind.type(0))
-    peak = jax.lax.bitcast_convert_type(most, x.dtype)
+    peak = _magnitude(x, axes)
   return jnp.where(jnp.isfinite(peak), of_range(-peak, peak, grid).scale, jnp.nan)
 
 
-def _quartered(x, axis):
-  """Maxima of the four quarters along an axis: XLA:CPU writes out what it reduces across rows."""
-  if x.shape[axis] % 4:
-    return x
-  return functools.reduce(jnp.maximum, jnp.split(x, 4, axis))
+def _magnitude(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The largest `|x|` over axes that stay with size 1; NaN where there is one, 0 of nothing.
+
+  As integers, since bits of magnitudes are in their order, those of infinity and NaN above all
+  others. XLA:CPU writes out what it reduces across rows: of eight neighbours, one.
+  """
+  kind = np.dtype(f'u{x.dtype.itemsize}')
+  bits = jax.lax.bitcast_convert_type(jnp.abs(x), kind)
+  first, last = axes[0] % x.ndim, x.ndim - 1
+  if first != last and x.shape[first] and x.shape[first] % 8 == 0:
+    near = bits.reshape(*x.shape[:first], -1, 8, *x.shape[first + 1:])
+    bits = functools.reduce(
+        jnp.maximum, [jax.lax.index_in_dim(near, n, first + 1, keepdims=False) for n in range(8)])
+  most = bits.max(axes, keepdims=True, initial=kind.type(0))
+  return jax.lax.bitcast_convert_type(most, x.dtype)
 
 
 def of_range(low, high, grid):
