@@ -17,6 +17,8 @@ import numpy as np
 import optax
 
 import jaxsparse as jsp
+from experiments import language
+from experiments import vision
 from experiments.benchmarks import pruned_models
 
 
@@ -68,11 +70,10 @@ def gptq(size: int) -> None:
     )
 
 
-def states(size: int) -> None:
-  """Prints the time of an update of a `[size, size]` weight."""
+def states(name: str, params) -> None:
+  """Prints the time of an update of params."""
   rng = np.random.default_rng(0)
-  make = lambda: {'w': jnp.asarray(rng.normal(size=(size, size)), jnp.float32)}
-  params, grads = make(), make()
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
 
   def step_of(tx):
     held = [jax.tree.map(jnp.copy, params), tx.init(params)]
@@ -97,12 +98,23 @@ def states(size: int) -> None:
   built = {name: step_of(tx) for name, tx in made.items()}
   found = ratios({name: run for name, (run, _) in built.items()}, rounds=21, calls=4)
   whole = jsp.nbytes(built['float32'][1])
-  for name, (seconds, ratio) in found.items():
+  for bits, (seconds, ratio) in found.items():
     print(
-      f'Adam, {name}: {1e3 * seconds:.2f} ms, {ratio:.2f} times float32, state '
-      f'{jsp.nbytes(built[name][1]) / whole:.4f}',
+      f'{name}, Adam, {bits}: {1e3 * seconds:.2f} ms, {ratio:.2f} times float32, state '
+      f'{jsp.nbytes(built[bits][1]) / whole:.4f}',
       flush=True,
     )
+
+
+def models() -> dict:
+  """{label: params} that optimizers update: a weight, and two models."""
+  weight = jax.random.normal(jax.random.key(0), (1024, 1024))
+  return {
+    'a weight of 1024 x 1024': {'w': weight},
+    'ten of them': {f'w{n}': weight + n for n in range(10)},
+    'digits-mlp of vision': vision.build(vision.get_config('digits-mlp')).init(),
+    'bench of language': language.build(language.get_config('bench')).init(),
+  }
 
 
 def casts(size: int) -> None:
@@ -171,7 +183,7 @@ def _by_qwix() -> dict:
 
 _PARTS = {
   'casts': lambda: casts(1024),
-  'states': lambda: states(1024),
+  'states': lambda: [states(*model) for model in models().items()],
   'steps': steps,
   'gptq': lambda: [gptq(size) for size in (1024, 4096)],
 }

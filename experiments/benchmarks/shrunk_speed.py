@@ -1,9 +1,9 @@
 """Question: is a physically shrunk model as fast as one built at that size from the start?
 
-Half of the channels of a CNN, and half of the heads and MLP neurons of a transformer, are zeroed
-and removed; the CNN has 64 and 128 channels. Three compiled forward passes run on the same batch: the shrunk model, the stock model
-built small, and the dense one. Time is CPU time of all threads; rounds interleave and ratios are
-medians over rounds.
+Half of the channels of a CNN of 64 or 128, and half of the heads and MLP neurons of a transformer,
+are zeroed and removed. Three compiled forward passes run on the same batch: the shrunk model, the
+stock model built small, and the dense one. Time is CPU time of all threads; rounds interleave and
+ratios are medians over rounds.
 
 Command: python -m experiments.benchmarks.shrunk_speed
 Peer: the model built at that size. Limits: 1.15 of it; the CNN at batch 8 at most 0.4 of the dense
