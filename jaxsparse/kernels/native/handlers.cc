@@ -113,7 +113,8 @@ ffi::Error SparseTiles(ffi::ThreadPool threads, F32 x, S8 tiles, S32 index, S32 
   if (size(start) < 1) return answer("starts are missing");
   const int64_t strips = size(start) - 1;
   if (const char* wrong = check_strips(strips, size(sums), size(scale))) return answer(wrong);
-  if (size(tiles) != 64 * size(index)) return answer("tiles must be of 64 bytes, with an index each");
+  if (size(tiles) != 64 * size(index))
+    return answer("tiles must be of 64 bytes, with an index each");
   XlaPool pool(threads);
   return answer(jaxsparse::tile_product(pool, x.typed_data(), s.rows, s.depth, tiles.typed_data(),
                                         size(index), index.typed_data(), start.typed_data(),

@@ -53,9 +53,10 @@ struct Kernels {
   uint32_t (*largest32)(const int32_t* index, int64_t count);
 
   // Codes of a block of `rows` rows lie in fours, those of all rows for k..k+3 side by side.
-  // Codes of one row of a block, at its first four: round(x / scale), scale = max |x| / 127; sums of
-  // codes of each `group` codes. A row with a NaN or an infinity has scale NaN and codes 0. Codes beyond `depth`, to
-  // `padded`, are 0. Where `add_128`, codes are stored with 128 added, as unsigned bytes.
+  // Codes of one row of a block, at its first four: round(x / scale), scale = max |x| / 127; sums
+  // of codes of each `group` codes. A row with a NaN or an infinity has scale NaN and codes 0.
+  // Codes beyond `depth`, to `padded`, are 0. Where `add_128`, codes are stored with 128 added, as
+  // unsigned bytes.
   void (*quantize)(const float* x, int64_t depth, int64_t padded, int64_t group, bool add_128,
                    int rows, int8_t* codes, float* scale, int32_t* sums);
 
