@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.kernels import manual_axes
 from jaxsparse.kernels import panels_xla
 
 BACKENDS = ('xla', 'pallas_tpu', 'pallas_triton')
@@ -74,7 +75,8 @@ def block_sparse_matmul(x: jax.Array, data: jax.Array, kidx: jax.Array, *,
     return jnp.zeros((*outer, panels * bn), dtype)
   how = _How(_chosen(backend, bk, bn), doubly_balanced, interpret)
   flat = jnp.pad(x.astype(dtype).reshape(-1, features), ((0, 0), (0, -features % bk)))
-  out = _product(how, flat, data.astype(dtype), kidx.astype(jnp.int32))
+  operands = manual_axes.alike(flat, data.astype(dtype), kidx.astype(jnp.int32))
+  out = _product(how, *operands)
   return out.reshape(*outer, panels * bn)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.kernels import groups_xla
+from jaxsparse.kernels import manual_axes
 
 BACKENDS = ('xla', 'pallas_tpu')
 
@@ -65,7 +66,8 @@ def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
   # In 32 bits a sum of sizes beyond M might wrap around; no size beyond M means more than M.
   sizes = jnp.clip(group_sizes, 0, x.shape[0]).astype(jnp.int32)
   ends = jax.lax.associative_scan(lambda a, b: jnp.minimum(a + b, x.shape[0]), sizes)
-  return _product(_How(backend, interpret), x.astype(dtype), w.astype(dtype), ends)
+  operands = manual_axes.alike(x.astype(dtype), w.astype(dtype), ends)
+  return _product(_How(backend, interpret), *operands)
 
 
 def _check(x, w, group_sizes):

@@ -9,6 +9,8 @@ the smallest tile that holds what is left, and by whole big ones before.
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.kernels import manual_axes
+
 # XLA:CPU multiplies 64 rows and more at about its full rate; of fewer, a row costs up to three
 # times as much, so only the smallest remainders get tiles of their own.
 _ROWS = (512, 256, 224, 192, 160, 128, 96, 64, 16, 4)
@@ -50,7 +52,7 @@ def forward(x: jax.Array, w: jax.Array, ends: jax.Array, *, transposed: bool = F
 
   rows = x.shape[0]
   x = _padded(x, _ROWS)
-  out = jnp.zeros((x.shape[0], outputs), x.dtype)
+  out, _ = manual_axes.alike(jnp.zeros((x.shape[0], outputs), x.dtype), x)
   return jax.lax.fori_loop(0, w.shape[0], group, out)[:rows]
 
 
@@ -83,7 +85,7 @@ def weight_gradient(x: jax.Array, dy: jax.Array, ends: jax.Array) -> jax.Array:
 
     return _tiles(_fitting(_SUMMED, len(x)), _FULL_SUMMED, start, end, tile, out)
 
-  out = jnp.zeros((len(ends), x.shape[1], dy.shape[1]), dtype)
+  out, _ = manual_axes.alike(jnp.zeros((len(ends), x.shape[1], dy.shape[1]), dtype), x)
   return jax.lax.fori_loop(0, len(ends), group, out)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.kernels import manual_axes
 from jaxsparse.kernels.native import library
 
 
@@ -38,7 +39,7 @@ def product(x: jax.Array, operands: tuple[jax.Array, ...], outputs: int, *, targ
     raise TypeError(f'Native products take floating inputs, got {x.dtype}.')
   rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
   chosen = _with_gradient(_by_platform(target, outputs, same, attributes), smooth or same)
-  out = chosen(rows, *operands)
+  out = chosen(*manual_axes.alike(rows, *operands))
   return out.reshape(*x.shape[:-1], outputs).astype(x.dtype)
 
 
@@ -50,7 +51,8 @@ def _by_platform(target, outputs, same, attributes):
   def native(x, *operands):
     shape = jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
     numbers = {k: np.int64(v) for k, v in attributes.items()}
-    return jax.ffi.ffi_call(f'jaxsparse_{target}', shape)(x, *operands, **numbers)
+    out = jax.ffi.ffi_call(f'jaxsparse_{target}', shape)(x, *operands, **numbers)
+    return manual_axes.alike(out, x)[0]
 
   @native.def_vmap
   def batched(size, is_batched, x, *operands):
