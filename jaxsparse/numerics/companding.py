@@ -5,7 +5,8 @@ where Adam's second moments are, and `sqrt(v)` is linear in its code. Only an ex
 code 0; what would round to it has the code 1, as a second moment of zero under a momentum that is
 not is a division by epsilon: what makes other 8-bit Adams end in NaN. Blocks without negative
 values spend no code on signs (K is 2^bits - 1 instead of 2^(bits-1) - 1); the sign of their stored
-scale says so. NaN and infinity spread over their block.
+scale says so. NaN and infinity spread over their block. Denormal numbers are zeros, as to XLA, and
+values of blocks whose largest is below 2e-34 may become so.
 """
 
 import functools

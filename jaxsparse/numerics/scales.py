@@ -204,8 +204,7 @@ def or_nan(extreme: jax.Array, x: jax.Array, axes: Any = None, *,
 def extremes(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   """The least and the greatest of zero and `x` over axes that stay with size 1.
 
-  Minus zero may be the least. NaN is the one or the other over the last axes, and may be lost over
-  others.
+  Minus zero may be the least. NaN is the one or the other.
   """
   return extremes_of([x], axes)[0]
 
@@ -222,7 +221,7 @@ def extremes_of(arrays: Sequence[jax.Array],
   shape, dtype = arrays[0].shape, arrays[0].dtype
   long = {a for a in axes if shape[a] > 1}
   if long != {*range(len(shape) - len(long), len(shape))}:
-    return [_peaks(x, axes) for x in arrays]
+    return [_ordered_peaks(x, axes) for x in arrays]
   signed, unsigned = (np.dtype(f'{kind}{dtype.itemsize}') for kind in 'iu')
   bits = [jax.lax.bitcast_convert_type(x, kind) for x in arrays for kind in (unsigned, signed)]
   # Minus zero and zero: what is above has the same sign.
@@ -276,7 +275,16 @@ def of_range(low, high, grid):
 
 
 def _peaks(x, axes):
-  return x.min(axes, keepdims=True, initial=0.0), x.max(axes, keepdims=True, initial=0.0)
+  return x.min(axes, keepdims=True, initial=0), x.max(axes, keepdims=True, initial=0)
+
+
+def _ordered_peaks(x, axes):
+  """`_peaks` that NaN is among: of integers in the order of the floats, below or above them all."""
+  kind = np.dtype(f'i{x.dtype.itemsize}')
+  # Of a negative number all bits but the sign are flipped; doing so again takes it back.
+  flipped = lambda bits: bits ^ ((bits >> (8 * kind.itemsize - 1)) & jnp.iinfo(kind).max)
+  ends = _peaks(flipped(jax.lax.bitcast_convert_type(x, kind)), axes)
+  return tuple(jax.lax.bitcast_convert_type(flipped(end), x.dtype) for end in ends)
 
 
 def _absmax(x, valid, axes, grid, q, importance):

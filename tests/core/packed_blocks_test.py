@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -64,6 +65,7 @@ class PackedBlocksTest(parameterized.TestCase):
   @parameterized.parameters(
       'rigl(0.5, every=3, end=9, pattern=balanced_blocks(4, 4))',
       'top_kast(0.75, backward=0.5, every=3, pattern=balanced_blocks(4, 4))')
+  @pytest.mark.sampled(1)
   def test_bits_around_or_within_change_nothing(self, text):
     _, plain, expected, _ = run(f'packed_blocks({text})', optax.adam(0.05), 6, dense=False)
     for other in (f'packed_masks(packed_blocks({text}))', f'packed_blocks(packed_masks({text}))'):

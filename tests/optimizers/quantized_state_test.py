@@ -75,12 +75,17 @@ class CodesTest(parameterized.TestCase):
     worst = np.abs(x).max() * (1 / 127 if bits == 8 else 1 / 7)
     self.assertLess(np.abs(found - x).max(), worst)
 
-  def test_what_is_not_finite_stays_so(self):
-    for value in (np.nan, np.inf):
-      found = through(jnp.ones((2, 64)).at[1, 3].set(value), 8, 32)
-      self.assertFalse(np.isfinite(found[1, 3]))
-      self.assertTrue(np.isfinite(found[0]).all())
-
+  @parameterized.product(bits=(8, 4), value=(np.nan, -np.nan, np.inf),
+                         shape=((2, 64), (256, 6), (3, 3, 32, 32)))
+  def test_what_is_not_finite_stays_so(self, bits, value, shape):
+    place = (1,) * len(shape)
+    found = through(jnp.ones(shape).at[place].set(value), bits, 128)
+    block = tuple(slice(i // n * n, i // n * n + n)
+                  for i, n in zip(place, companding.geometry(shape, 128)))
+    inside = np.zeros(shape, bool)
+    inside[block] = True
+    np.testing.assert_array_equal(np.isfinite(found), ~inside)
+    np.testing.assert_allclose(found[~inside], 1, rtol=1e-6)
 
   def test_moments_of_one_weight_are_coded_as_each_alone(self):
     """Ranges are found together; weights of one shape, nested or bare, are not mixed up."""
