@@ -247,16 +247,16 @@ def of_finite(x: jax.Array, axes: Any, grid: grids.Grid) -> jax.Array:
   return jnp.where(jnp.isfinite(peak), of_range(-peak, peak, grid).scale, jnp.nan)
 
 
-def _magnitude(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """The largest `|x|` over axes that stay with size 1; NaN where there is one, 0 of nothing.
+def _magnitude(x, axes):
+  """The largest `|x|` over axes, not the last ones; NaN where there is one, 0 of nothing.
 
   As integers, since bits of magnitudes are in their order, those of infinity and NaN above all
   others. XLA:CPU writes out what it reduces across rows: of eight neighbours, one.
   """
   kind = np.dtype(f'u{x.dtype.itemsize}')
   bits = jax.lax.bitcast_convert_type(jnp.abs(x), kind)
-  first, last = axes[0] % x.ndim, x.ndim - 1
-  if first != last and x.shape[first] and x.shape[first] % 8 == 0:
+  first = axes[0]
+  if x.shape[first] and x.shape[first] % 8 == 0:
     near = bits.reshape(*x.shape[:first], -1, 8, *x.shape[first + 1:])
     bits = functools.reduce(
         jnp.maximum, [jax.lax.index_in_dim(near, n, first + 1, keepdims=False) for n in range(8)])
