@@ -14,6 +14,8 @@ import jax.numpy as jnp
 _CACHED_BYTES = 2**21
 # Columns from which a panel's products read x where it lies, and a slice is multiplied so too.
 _WIDE = 128
+# Rows of x from which narrow panels read its transpose.
+_TALL = 64
 # Slots of a panel that are read, and added to, one by one without a loop.
 _UNROLLED = 32
 
@@ -27,31 +29,50 @@ def forward(x: jax.Array, data: jax.Array, kidx: jax.Array) -> jax.Array:
     return _product(x, whole.transpose(1, 0, 2).reshape(bk, -1))
   by_block = x.reshape(rows, -1, bk)
   if rows * panels * depth * x.dtype.itemsize <= _CACHED_BYTES:
-    there = _columns(by_block, kidx, axis=1)
+    there = _columns(by_block, kidx)
     out = jax.lax.dot_general(there, data, (((2,), (1,)), ((0,), (0,))),
                               preferred_element_type=jnp.float32)
     return out.transpose(1, 0, 2).reshape(rows, panels * bn).astype(x.dtype)
-  # Many narrow panels read x many times: its blocks are laid one after the other first.
-  axis = 1 if bn >= _WIDE else 0
-  by_block = by_block if axis else by_block.transpose(1, 0, 2)
+  if bn < _WIDE and rows >= _TALL:
+    return _by_features(x, data, kidx)
 
   def body(out, panel):
     i, indices, weights = panel
-    there = _columns(by_block, indices[None], axis)[0]
-    return jax.lax.dynamic_update_slice_in_dim(out, _product(there, weights), i * bn, axis=1), None
+    part = _product(_columns(by_block, indices[None])[0], weights)
+    return jax.lax.dynamic_update_slice_in_dim(out, part, i * bn, axis=1), None
 
   start = _zeros(x, panels * bn, x.dtype)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0]
 
 
-def _columns(by_block, kidx, axis):
-  """Columns `[panels, rows, slots * bk]` that panels read of x, whose blocks lie along `axis`."""
+def _by_features(x, data, kidx):
+  """`forward` of many narrow panels: blocks of the transposed x are copied whole."""
+  (panels, depth, bn), slots = data.shape, kidx.shape[1]
+  features = x.T.reshape(-1, depth // slots, x.shape[0])
+
+  def body(_, panel):
+    indices, weights = panel
+    return None, _product(weights.T, _features(features, indices))
+
+  out = jax.lax.scan(body, None, (kidx, data))[1]
+  return out.reshape(panels * bn, -1).T
+
+
+def _columns(by_block, kidx):
+  """Columns `[panels, rows, slots * bk]` that panels read of x, `[rows, blocks, bk]`."""
   if kidx.shape[1] > _UNROLLED:
-    there = jnp.take(by_block, kidx, axis=axis, mode='clip')
-    there = there.transpose((1, 0, 2, 3) if axis else (0, 2, 1, 3))
+    there = jnp.take(by_block, kidx, axis=1, mode='clip').transpose(1, 0, 2, 3)
     return there.reshape(*there.shape[:2], -1)
-  slots = (jnp.take(by_block, i, axis=axis, mode='clip') for i in kidx.T)
-  return jnp.concatenate([s.transpose(1, 0, 2) if axis else s for s in slots], axis=2)
+  slots = (jnp.take(by_block, i, axis=1, mode='clip') for i in kidx.T)
+  return jnp.concatenate([s.transpose(1, 0, 2) for s in slots], axis=2)
+
+
+def _features(features, indices):
+  """Rows `[slots * bk, rows]` that one panel reads of the transposed x, `[blocks, bk, rows]`."""
+  if len(indices) > _UNROLLED:
+    return _take(features, indices).reshape(-1, features.shape[2])
+  return jnp.concatenate([
+      jax.lax.dynamic_index_in_dim(features, i, keepdims=False) for i in indices])
 
 
 def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int) -> jax.Array:

@@ -30,7 +30,8 @@ class ReferenceTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('a_scan_over_wide_panels', (300, 260, 5, 2, 128, 128)),
-      ('rows_by_tiles', (300, 100, 8, 2, 32, 16)),
+      ('a_transpose_by_narrow_panels', (300, 300, 40, 3, 16, 8)),
+      ('a_transpose_by_many_slots', (70, 80, 100, 40, 2, 3)),
       ('groups_of_panels', (40, 2000, 36, 4, 256, 2)),
       ('many_slots', (9, 80, 3, 40, 2, 3)), ('one_row', (1, 30, 3, 2, 4, 3)),
       ('one_block_row', (9, 8, 3, 1, 8, 3)))
