@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.trace import coupling as couplings
+from jaxsparse.trace import even_channels
 from jaxsparse.trace import jaxprs
 from jaxsparse.trace import relations
 
@@ -77,7 +78,9 @@ class _Narrow:
           if step.relation:
             shapes = [self.shape(atom) for atom in step.ins]
             params = relations.resized(step.eqn, shapes, self.shape(step.outs[0]))
-          found = jaxprs.bind(step.eqn.primitive, params, operands)
+          conv = step.eqn.primitive.name == 'conv_general_dilated'
+          bind = even_channels.bind if conv else jaxprs.bind
+          found = bind(step.eqn.primitive, params, operands)
       env.update(zip(step.outs, found))
 
   def _custom(self, step):

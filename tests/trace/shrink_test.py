@@ -245,6 +245,26 @@ class ShrinkTest(parameterized.TestCase):
     small = jsp.shrink(apply, head, x)
     self.assertEqual((small.params['up'].shape, small.params['down'].shape), ((3, 4), (2, 2, 2)))
 
+  def test_cpus_get_pictures_of_four_channels_and_other_devices_three(self):
+    conv = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    apply = lambda p, x: conv(conv(x, p['first']), p['second'])
+    rng = np.random.default_rng(0)
+    params = {'first': jnp.float32(rng.normal(size=(3, 3, 3, 48))).at[..., ::2].set(0),
+              'second': jnp.float32(rng.normal(size=(1, 1, 48, 2)))}
+    x = jnp.float32(rng.normal(size=(2, 5, 5, 3)))
+    small = jsp.shrink(apply, params, x)
+    self.assertEqual(small.params['first'].shape, (3, 3, 3, 24))
+    np.testing.assert_allclose(small.apply(small.params, x), apply(params, x), atol=1e-4)
+    loss = lambda p: (small.apply(p, x) ** 2).sum()
+    expected = jax.grad(lambda p: (apply(p, x) ** 2).sum())(params)
+    found = jax.jit(jax.grad(loss))(small.params)
+    chex.assert_trees_all_close(found, small.carry(expected), rtol=1e-4)
+    traced = jax.jit(small.apply).trace(small.params, x)
+    for device, pads in (('cpu', True), ('tpu', False)):
+      text = traced.lower(lowering_platforms=(device,)).as_text()
+      self.assertEqual('tensor<2x5x5x4xf32>' in text, pads, device)
+
   def test_formats_are_densified(self):
     apply = lambda p, x: jnp.tanh(x @ p['up']) @ p['down']
     params = {'up': jnp.arange(12.0).reshape(3, 4), 'down': jnp.ones((4, 2))}
