@@ -6,6 +6,8 @@ slices out of `w`, so a group's matrix is sliced once and its rows are covered b
 the smallest tile that holds what is left, and by whole big ones before.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,11 +17,11 @@ from jaxsparse.kernels import manual_axes
 # times as much, so only the smallest remainders get tiles of their own.
 _ROWS = (512, 256, 224, 192, 160, 128, 96, 64, 16, 4)
 # Rows are summed over in the weight gradient, where any number runs at the full rate but every tile
-# adds a whole matrix to memory.
-_SUMMED = (1024, 512, 256, 128, 64, 32)
+# adds a whole matrix to memory: what is left beside big tiles comes first, and adds to nothing.
+_SUMMED = (1024, 256)
+_STEP = 32
 # Tiles of at least so many rows are taken only when full.
 _FULL = 256
-_FULL_SUMMED = 64
 
 
 def forward(x: jax.Array, w: jax.Array, ends: jax.Array, *, transposed: bool = False) -> jax.Array:
@@ -67,26 +69,29 @@ def weight_gradient(x: jax.Array, dy: jax.Array, ends: jax.Array) -> jax.Array:
   Returns:
     `[G, K, N]` of the dtype sums are kept in: float32, or wider.
   """
-  x, dy = _padded(x, _SUMMED), _padded(dy, _SUMMED)
-  dtype = _accumulator(x.dtype)
+  big = _SUMMED[-1]
+  x, dy = (jnp.pad(a, ((0, max(0, big + 1 - len(a))), (0, 0))) for a in (x, dy))
+  dtype, rows = _accumulator(x.dtype), len(x)
+  nothing = manual_axes.alike(jnp.zeros((x.shape[1], dy.shape[1]), dtype), x)[0]
 
-  def group(g, out):
+  def group(g):
     start, end = _range(ends, g)
 
-    def tile(at, size, out):
-      place = jnp.minimum(at, len(x) - size)
+    def tile(at, size):
+      place = jnp.minimum(at, rows - size)
       own = _own(place, size, at, end)
       # Both, since another group's NaN times zero is NaN.
       left, right = (jnp.where(own, _rows(v, place, size), 0) for v in (x, dy))
-      more = jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())),
-                                 preferred_element_type=dtype)[None]
-      old = jax.lax.dynamic_slice(out, (g, 0, 0), more.shape)
-      return jax.lax.dynamic_update_slice(out, old + more, (g, 0, 0))
+      return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())),
+                                 preferred_element_type=dtype)
 
-    return _tiles(_fitting(_SUMMED, len(x)), _FULL_SUMMED, start, end, tile, out)
+    add = lambda at, size, out: out + tile(at, size)
+    whole = end - (end - start) % big
+    rest = [functools.partial(tile, whole, n) for n in range(_STEP, big + 1, _STEP)]
+    out = jax.lax.switch(-((whole - end) // _STEP), [lambda: nothing, *rest])
+    return _tiles(_fitting(_SUMMED, rows), 0, start, whole, add, out)
 
-  out, _ = manual_axes.alike(jnp.zeros((len(ends), x.shape[1], dy.shape[1]), dtype), x)
-  return jax.lax.fori_loop(0, len(ends), group, out)
+  return jax.lax.map(group, jnp.arange(len(ends)))
 
 
 def _tiles(sizes, full, start, end, tile, out):
