@@ -145,6 +145,34 @@ def is_format(x: Any) -> bool:
   return isinstance(x, Format)
 
 
+def unstacked(w: Format) -> Format:
+  """`w` with the layout of what it holds, where `vmap` or `scan` sliced the arrays of a stack.
+
+  Raises:
+    ValueError: the arrays are not those of the layout, nor of a slice along its leading axes.
+  """
+  if not w.layout.batch:
+    return w
+  found, made = w, _matrix_shape(w)
+  while made != found.layout.matrix_shape and 0 in found.layout.batch:
+    found = found.drop_leading()
+    made = _matrix_shape(found)
+  if made == found.layout.matrix_shape:
+    return found
+  if made is None:
+    return w   # it is no one matrix: the adapters of several examples
+  raise ValueError(f'the arrays of this {type(w).__name__} make a matrix {made}, which is neither '
+                   f'that of a weight of shape {w.shape} nor of its slices along leading axes.')
+
+
+def _matrix_shape(w):
+  """Shape of the matrix that the arrays make; None where they make none with this layout."""
+  try:
+    return jax.eval_shape(lambda f: f.dense_matrix(), w).shape
+  except (TypeError, ValueError):
+    return None
+
+
 def densify(tree: Any) -> Any:
   """The tree with every format replaced by its array.
 

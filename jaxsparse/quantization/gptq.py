@@ -52,8 +52,9 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
     A Transform whose state is the codes; packs to `QArray`.
 
   Raises:
-    ValueError: what `quantize` raises, `damping` out of [0, 1], blocks; or, in `init`, a weight
-      has no statistics, or ones that do not fit it, are not finite, or ask for more damping.
+    ValueError: what `quantize` raises, `damping` out of [0, 1], an `act_order` that is no bool,
+      blocks; or, in `init`, a weight has no statistics, or ones that do not fit it, are not finite,
+      or ask for more damping.
 
   Example:
     >>> import jaxsparse as jsp
@@ -66,6 +67,8 @@ def gptq(dtype: str = 'int4', *, granularity: str | None = None, group: int | No
   spelling = spell.call(gptq, locals())
   scheme = schemes.scheme(dtype, granularity, group, scale)
   calibration.check_damping(damping)
+  if not isinstance(act_order, bool):
+    raise ValueError(f'act_order must be True or False, got {act_order!r}.')
   if scheme.granularity == 'block':
     raise ValueError('gptq fits scales while it rounds rows; granularity is tensor, channel or '
                      'group, got block.')

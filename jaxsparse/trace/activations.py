@@ -81,7 +81,7 @@ def quantize_activations(apply_fn: Callable, dtype: str = 'int8', *, granularity
         axes = None if granularity == 'tensor' else within_row(contraction, x)
         scale = _dynamic(x.astype(jnp.float32), grid, axes)
       else:
-        scale = _static(contraction.name, ranges, grid, rows)
+        scale = _static(contraction, ranges, grid, rows)
       if integers:
         return contraction.compute(x, integer_product.IntegerProduct(w, scale.scale, grid))
       return contraction.compute(_rounded(x, grid, scale), w)
@@ -146,8 +146,9 @@ def _dynamic(values, grid, axes) -> scales.Scale:
   return scales.of_range(*scales.extremes(jax.lax.stop_gradient(values), axes), grid)
 
 
-def _static(name, ranges, grid, rows) -> scales.Scale:
+def _static(contraction, ranges, grid, rows) -> scales.Scale:
   """The scale of a calibrated range; `rows` are what inputs were divided by, or None."""
+  name = contraction.name
   if name not in ranges:
     raise ValueError(f'{name}: it has no range; calibrate(apply_fn, params, batches, jsp.range) '
                      'finds one for each weight of a product, or leave it out with weights=.')
@@ -158,12 +159,25 @@ def _static(name, ranges, grid, rows) -> scales.Scale:
                        'ranges=calibrate(apply_fn, params, batches, jsp.input_max).')
     low, high = jnp.minimum(found.low, 0).min(), jnp.maximum(found.high, 0).max()
     return scales.of_range(low, high, grid)
+  if not hasattr(found, 'shape') or _is_gram(contraction, found):
+    what = f'an array {found.shape}' if hasattr(found, 'shape') else repr(found)
+    raise ValueError(f'{name}: its range must be a statistic of jsp.range or jsp.input_max, found '
+                     f'{what}.')
   if rows is not None:
     if found.shape[-1] != rows.shape[-2]:
       raise ValueError(f'{name}: a largest input of shape {found.shape} does not fit row scales '
                        f'{rows.shape}.')
     found = found / rows[..., 0]
   return scales.of_range(-found.max(), found.max(), grid)
+
+
+def _is_gram(contraction, found) -> bool:
+  """Whether a statistic is `X^T X` rather than a number for each input of a product."""
+  roles = contraction.axes
+  if contraction.kind != 'dot' or roles is None:
+    return False
+  batch = len(contraction.shape) - len(roles.reduction) - len(roles.output)
+  return found.ndim == batch + 2 and found.shape[-2] == found.shape[-1]
 
 
 def _smoothed(contraction, x, w):

@@ -18,7 +18,8 @@ def dispatch(fn: Callable, *, costs: costs_of.Costs | None = None) -> Callable:
   Products, convolutions and lookups multiply by the stored form; transposes, casts and scans over
   layers carry it there. An operation without a rule (a reshape, elementwise arithmetic, a scan
   over another axis) gets the dense array, and the log says so once for each weight. Gradients flow
-  to the float arrays inside formats. Without a format in its arguments it is `fn` itself.
+  to the float arrays inside formats. A stored stack may be sliced outside too, by `vmap`, `scan` or
+  `jax.tree.map(lambda a: a[0], ...)`. Without a format in its arguments it is `fn` itself.
 
   Args:
     fn: called as `fn(params, *args, **kwargs)`, for example `lambda p, x: model.apply(p, x)`.

@@ -80,12 +80,22 @@ def trace(fn: Callable, params: Any, args: tuple, kwargs: dict) -> Program:
     args, kwargs = static.merge(values[len(places):])
     return fn(rebuild(merged), *args, **kwargs)
 
-  weights = [leaves[i].value for i in places]
+  weights = [_held(leaves[i]) for i in places]
   seen = [jax.ShapeDtypeStruct(w.shape, w.dtype) if formats.is_format(w) else w for w in weights]
   closed, out = jax.make_jaxpr(flat, return_shape=True)(*seen, *inputs)
   tracked = (*(leaves[i].name for i in places), *(None for _ in inputs))
   return Program(closed.jaxpr, closed.consts, tracked, (*weights, *inputs),
                  jax.tree.structure(out))
+
+
+def _held(leaf):
+  """The value of a leaf; of a stored stack that `vmap` or `scan` sliced, as one of its matrices."""
+  if not formats.is_format(leaf.value):
+    return leaf.value
+  try:
+    return formats.unstacked(leaf.value)
+  except ValueError as error:
+    raise ValueError(f'{leaf.name}: {error}') from error
 
 
 def read(env: dict, atom: Any) -> Any:

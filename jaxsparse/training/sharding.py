@@ -207,9 +207,9 @@ def _derive(leaf, shape, spec, layout) -> PartitionSpec:
   out = [None] * len(leaf.shape)
   batch = len(sizes) - 2
   for i, n in enumerate(leaf.shape):
-    # Batch axes lead; rows and columns are matched from the end.
+    # Batch axes lead; rows and columns are matched from the end, one number an output like it.
     j = i if i < batch else i - len(leaf.shape) + len(sizes)
-    inside = i < batch or (j >= batch and len(leaf.shape) == len(sizes))
+    inside = i < batch or (j >= batch and len(sizes) - len(leaf.shape) in (0, 1))
     out[i] = axes[j] if inside and n == sizes[j] and n > 1 else None
   return PartitionSpec(*out)
 

@@ -156,7 +156,8 @@ class GptqTest(parameterized.TestCase):
   def test_spelled_and_refused(self):
     text = "gptq('uint4', group=64, scale='mse', act_order=False, damping=0.1)"
     self.assertEqual(jsp.spell(jsp.parse(text)), text)
-    for text, message in (('gptq("int4", damping=2)', r'damping must be .* in \[0, 1\], got 2'),
+    for text, message in (('gptq("int4", act_order="False")', "act_order must be .* got 'False'"),
+                          ('gptq("int4", damping=2)', r'damping must be .* in \[0, 1\], got 2'),
                           ('gptq("int4", group=(4, 4))', 'got block'),
                           ('gptq("int9")', 'is not a grid')):
       with self.assertRaisesRegex(ValueError, message):

@@ -147,6 +147,10 @@ class ModelsTest(absltest.TestCase):
         (lambda: run(lambda p, x: x @ p['a'], ranges=ranges), '^b: no product took'),
         (lambda: run(lambda p, x: x @ p['a'] @ p['b'], ranges={'a': ranges['a']}),
          '^b: it has no range'),
+        (lambda: run(lambda p, x: x @ p['a'], ranges={'a': 3.0}),
+         '^a: its range must be .*jsp.range or jsp.input_max, found 3.0'),
+        (lambda: run(lambda p, x: x @ p['a'], ranges={'a': jnp.eye(4)}),   # of jsp.gram
+         r'^a: its range must be .*found an array \(4, 4\)'),
         (lambda: run(masked, weights='c'), "no weight matches 'c'; there are a, b"),
         (lambda: run(masked, ranges=ranges, granularity='row'), 'ranges are of whole tensors')):
       with self.assertRaisesRegex(ValueError, message):

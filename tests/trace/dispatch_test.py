@@ -223,6 +223,23 @@ class DispatchTest(parameterized.TestCase):
     _, out = jax.lax.scan(lambda c, x: (c, trace.dispatch(fn)(packed, x)), 0, batch)
     chex.assert_trees_all_close(out, batch @ packed['w'].todense(), rtol=1e-5)
 
+  @parameterized.named_parameters(stored.MAKERS.items())
+  def test_stacks_that_vmap_and_scan_slice_outside(self, make):
+    packed, x = {'w': make(normal(3, 8, 8) / 4)}, normal(5, 8)
+    fn = lambda p, x: jnp.tanh(x @ p['w'])
+    run, dense = trace.dispatch(fn), formats.densify(packed)
+    chex.assert_trees_all_close(jax.vmap(run, (0, None))(packed, x),
+                                jax.vmap(fn, (0, None))(dense, x), atol=1e-5)
+    layers = lambda f, p: jax.lax.scan(lambda x, p: (f(p, x), None), x, p)[0]
+    chex.assert_trees_all_close(layers(run, packed), layers(fn, dense), atol=1e-5)
+    one = jax.tree.map(lambda a: a[1], packed)
+    chex.assert_trees_all_close(run(one, x), fn({'w': dense['w'][1]}, x), atol=1e-5)
+
+  def test_a_slice_along_an_axis_that_does_not_lead_names_its_weight(self):
+    packed = {'w': stored.int8(normal(8, 4, 3), ((0,), (1,)))}
+    with self.assertRaisesRegex(ValueError, r'^w: .*matrix \(8, 4\), which is neither'):
+      trace.dispatch(lambda p, x: x @ p['w'])(jax.tree.map(lambda a: a[0], packed), normal(5, 8))
+
   def test_zero_rows(self):
     packed = {'w': stored.int8(normal(8, 4))}
     out = trace.dispatch(lambda p, x: x @ p['w'])(packed, jnp.zeros((0, 8)))

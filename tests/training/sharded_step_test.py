@@ -66,6 +66,18 @@ class ShardedStepTest(parameterized.TestCase):
     self.assertEqual(adam.mu['a']['kernel'].spec, P('data', 'model'))
     self.assertIsInstance(adam.mu['a']['bias'], optax.MaskedNode)
 
+  def test_a_step_size_an_output_lies_with_its_output(self):
+    places = jsp.train_shardings(jsp.at('.*kernel', jsp.lsq(4, granularity='channel')),
+                                 optax.adam(0.1), init, SPECS, mesh_of(4, 2))
+    for tree in (places.params, places.opt_state[0].mu):
+      self.assertEqual(tree['a']['kernel'].step_size.spec, P('model'))
+      self.assertEqual(tree['b']['kernel'].step_size.spec, P(None))
+    stack, spec = {'kernel': jnp.ones((3, 8, 6))}, {'kernel': P('layer', 'rows', 'model')}
+    latents, _ = jsp.sharding_specs(jsp.lsq(4, granularity='channel'), stack, spec)
+    self.assertEqual(latents['kernel'].step_size, P('layer', 'model'))
+    latents, _ = jsp.sharding_specs(jsp.lsq(4), stack, spec)
+    self.assertEqual(latents['kernel'].step_size, P('layer'))
+
   def test_a_function_and_its_weights_begin_alike(self):
     mesh, transform, tx = mesh_of(4, 2), jsp.at('.*kernel', jsp.nm(2, 4)), optax.adam(1e-2)
     places = jsp.train_shardings(transform, tx, init, SPECS, mesh)
