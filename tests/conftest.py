@@ -3,6 +3,7 @@
 Set before jax is first imported, because the number of devices and the platform are read once.
 """
 
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -16,9 +17,11 @@ _FLAGS = (
   '--xla_force_host_platform_device_count=8',
   '--xla_backend_optimization_level=0',
   '--xla_llvm_disable_expensive_passes=true',
-  '--xla_cpu_use_fusion_emitters=false',
   '--xla_cpu_parallel_codegen_split_count=1',
 )
+# XLA ends the process at a flag that it does not know, and that of jaxlib 0.12 knows this no more.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS += ('--xla_cpu_use_fusion_emitters=false',)
 _GIVEN = os.environ.get('XLA_FLAGS', '')
 os.environ['XLA_FLAGS'] = ' '.join([_GIVEN, *(f for f in _FLAGS if f not in _GIVEN)]).strip()
 
