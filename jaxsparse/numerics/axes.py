@@ -126,18 +126,17 @@ class Layout:
       stored: as in `spec_of_part`.
     """
     sizes = self.matrix_shape
-    known = [None] * len(sizes)
+    known, out = [None] * len(sizes), [None] * len(self.shape)
     for whole in (True, False):
       for shape, spec in parts:
-        if not stored and shape == self.shape and any(s is not None for s in spec):
-          return spec
-        if len(shape) == len(sizes):
+        if not stored and shape == self.shape:
+          out = [s if o is None and s not in out else o for o, s in zip(out, spec)]
+        elif len(shape) == len(sizes):
           for i, s in enumerate(spec):
             if known[i] is None and (shape[i] == sizes[i] or not whole) and s not in known:
               known[i] = s
-    out = [None] * len(self.shape)
     for role, s in zip((*((a,) for a in self.batch), *self.axes), known):
-      if role:
+      if role and s not in out and all(out[a] is None for a in role):
         out[role[0]] = s
     return PartitionSpec(*out)
 

@@ -29,7 +29,7 @@ def train_shardings(transform: transforms.Transform, tx: optax.GradientTransform
     tx: the optimizer of the latents.
     params: arrays, `jax.ShapeDtypeStruct`s, or a traceable function `() -> params`.
     specs: a tree like `params` of `PartitionSpec`s.
-    mesh: the devices; its axes are those the specs name, of type `AxisType.Auto`.
+    mesh: the devices; its axes are those the specs name.
     **extra: what `transform.init` takes besides.
 
   Returns:
