@@ -116,6 +116,11 @@ class ExplicitAxesTest(parameterized.TestCase):
       self.assertEqual(jax.typeof(jsp.grouped_matmul(*placed, sizes)).sharding.spec, P('x', 'y'))
       self.assert_same(jax.jit(jax.grad(loss, (0, 1)))(*placed), wanted)
 
+  def test_packed_blocks_say_what_they_expect(self):
+    transform = jsp.packed_blocks(jsp.static(0.5, pattern=jsp.balanced_blocks(8, 8)))
+    with self.assertRaisesRegex(ValueError, "^down: .*P\\(None, 'y'\\).*expects .*Auto"):
+      transform.init(_place(_mesh(), _weights()))
+
   def test_eager_arrays_stay_where_they_are(self):
     placed = _place(_mesh(), _weights())
     seen = []
