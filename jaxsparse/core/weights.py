@@ -153,20 +153,23 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return run
 
   @explicit_axes.left_to_xla(_places_of_update)
+  def updated(params, state, *, grads, refresh, **extra):
+    *_, layouts, _, latents, states = view(params, state)
+    found = _by_key(grads, layouts)
+    _check_finite({k: x for k, x in latents.items() if hasattr(x, 'dtype')}, 'values')
+    _check_finite(found or {}, 'gradients')
+    new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
+                  grads=found, **extra)(latents, states)
+    if new is states:   # what did not change stays the same object, as realign can see
+      return state.weights
+    return state.weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
+
   def t_update(params, state, *, grads=None, refresh=None, **extra):
     if update is None:
       matched(params, state)
       weights = state.weights
     else:
-      *_, layouts, _, latents, states = view(params, state)
-      found = _by_key(grads, layouts)
-      _check_finite({k: x for k, x in latents.items() if hasattr(x, 'dtype')}, 'values')
-      _check_finite(found or {}, 'gradients')
-      new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
-                    grads=found, **extra)(latents, states)
-      weights = state.weights
-      if new is not states:   # what did not change stays the same object, as realign can see
-        weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
+      weights = updated(params, state, grads=grads, refresh=refresh, **extra)
     return dataclasses.replace(
         state, count=optax.safe_increment(state.count), weights=weights)
 
@@ -193,7 +196,8 @@ def _places_of_init(out, params, **extra):
   latents, state = out
   specs = {leaf.key: _spec_of(leaf.value) for leaf in names.named_leaves(params)[0]
            if leaf.key in state.weights}
-  return [*_specs_of_tree(latents, state, specs), *_specs_of_state(state, specs)]
+  return [*_specs_of_tree(latents, state, specs), jax.P(),
+          *_specs_of_states(state.weights, state, specs)]
 
 
 def _places_of_weights(out, params, state):
@@ -203,11 +207,11 @@ def _places_of_weights(out, params, state):
 def _places_of_update(out, params, state, **extra):
   """An array of the state stays where it was, as a loop's carry must."""
   del extra
-  derived = _specs_of_state(out, _specs_of_weights(params, state))
-  old = dict(jax.tree_util.tree_leaves_with_path(state))
+  specs = _specs_of_weights(params, state)
+  old = dict(jax.tree_util.tree_leaves_with_path(state.weights))
   new = jax.tree_util.tree_leaves_with_path(out)
   return [explicit_axes.spec_of(old[path]) if path in old and old[path].shape == x.shape else spec
-          for (path, x), spec in zip(new, derived)]
+          for (path, x), spec in zip(new, _specs_of_states(out, state, specs))]
 
 
 def _spec_of(x):
@@ -227,9 +231,8 @@ def _specs_of_tree(tree, state, specs):
   return [spec for leaf in leaves for spec in _specs_of(leaf.key, leaf.value, state, specs)]
 
 
-def _specs_of_state(state, specs):
-  derived = {k: _specs_of(k, x, state, specs) for k, x in state.weights.items()}
-  return jax.tree.leaves(dataclasses.replace(state, count=jax.P(), weights=derived))
+def _specs_of_states(states, state, specs):
+  return jax.tree.leaves({k: _specs_of(k, x, state, specs) for k, x in states.items()})
 
 
 def _specs_of(key, tree, state, specs):

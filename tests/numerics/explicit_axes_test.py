@@ -69,6 +69,9 @@ class ExplicitAxesTest(parameterized.TestCase):
     new = transform.update(latents, state, refresh=True, grads=placed)
     self.assert_same(new, transform.update(*wanted, **more))
     self.assert_lies_like(new, placed)
+    # Reads no value of the weights, so that nothing tells jit of the mesh's devices.
+    kept = jax.jit(lambda *given: transform.update(*given, refresh=False))(latents, state)
+    self.assert_lies_like(kept, placed)
     packed, there = transform.pack(*wanted), transform.pack(latents, state)
     x = jnp.ones((4, 16))
     with jax.set_mesh(mesh):
