@@ -11,7 +11,13 @@ from jaxsparse.core import names
 from jaxsparse.core import weights
 from jaxsparse.formats import block as block_format
 from jaxsparse.numerics import axes
+from jaxsparse.numerics import explicit_axes
 from jaxsparse.numerics import packing
+
+
+@explicit_axes.left_to_xla(lambda out, mask, axis: [explicit_axes.spec_of(mask)])
+def _bits_of(mask, axis):
+  return packing.pack(mask, 1, axis=axis)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['bits'],
@@ -36,7 +42,7 @@ class PackedMask:
     """Packs a bool mask along the axis that whole bytes pad least, the last of equals."""
     padding = lambda axis: -mask.shape[axis] % 8 / max(mask.shape[axis], 1)
     axis = min(range(-1, -mask.ndim - 1, -1), key=padding)
-    return cls(packing.pack(mask, 1, axis=axis), mask.shape[axis], axis)
+    return cls(_bits_of(mask, axis=axis), mask.shape[axis], axis)
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -44,6 +50,7 @@ class PackedMask:
     at = self.bits.ndim + self.axis
     return (*self.bits.shape[:at], self.size, *self.bits.shape[at + 1:])
 
+  @explicit_axes.left_to_xla(lambda out, packed: [explicit_axes.spec_of(packed.bits)])
   def unpack(self) -> jax.Array:
     """The bool mask."""
     return packing.unpack(self.bits, 1, self.size, axis=self.axis).astype(jnp.bool_)
@@ -72,6 +79,7 @@ class BlockMask:
     """Of the mask."""
     return self.layout.shape
 
+  @explicit_axes.left_to_xla(lambda out, blocks: [jax.P()])
   def unpack(self) -> jax.Array:
     """The bool mask, of the weight's shape."""
     rows, _ = block_format.grid_of(self.layout.matrix_shape, self.block)
@@ -82,6 +90,7 @@ class BlockMask:
     r, o = self.layout.matrix_shape[-2:]
     return self.layout.from_matrix(full[..., :r, :o])
 
+  @explicit_axes.left_to_xla(lambda out, blocks, weight: [jax.P()])
   def panels(self, weight: jax.Array) -> jax.Array:
     """What a dense weight holds in the blocks, `[*batch, G, S * bk, bn]`."""
     return block_format.gathered(self.layout.to_matrix(weight), self.kidx, None, self.block)

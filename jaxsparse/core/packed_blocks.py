@@ -25,6 +25,7 @@ from jaxsparse.formats import block as block_format
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import trained_blocks
 from jaxsparse.numerics import axes
+from jaxsparse.numerics import explicit_axes
 
 
 def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
@@ -56,8 +57,8 @@ def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
   Raises:
     TypeError: `transform` is none.
     ValueError: it does more than set entries to zero (`straight_through`), or remembers more of
-      each entry than a mask (`snfs`); in `init`, no weight packs to balanced blocks, or sparsity is
-      scheduled.
+      each entry than a mask (`snfs`); in `init`, no weight packs to balanced blocks, sparsity is
+      scheduled, or a weight is divided over explicit axes of a mesh.
 
   Example:
     >>> import jaxsparse as jsp
@@ -94,6 +95,7 @@ def packed_blocks(transform: transforms.Transform) -> transforms.Transform:
     def held(key, x):
       if key not in sizes:
         return x
+      _check_axes(key, x)
       _check(key, state.weights[key], layouts[key], *sizes[key])
       found[key] = _as_blocks(state.weights[key], x, layouts[key], *sizes[key])
       return masks.held_blocks(found[key]).panels(x)
@@ -177,6 +179,13 @@ def _sizes(transform, latents, state):
         held = max(used, int(alive.sum(-2).max(initial=0)))
       found[leaf.key] = (stored.block, (used, held))
   return found
+
+
+def _check_axes(key, x):
+  spec = explicit_axes.spec_of(x)
+  if any(part is not None for part in spec):
+    raise ValueError(f'{names.name_of(key)}: found a weight divided by {spec} over explicit axes '
+                     'of a mesh; packed_blocks expects axes of jax.sharding.AxisType.Auto.')
 
 
 def _check(key, value, layout, block, slots):

@@ -16,6 +16,7 @@ from jaxsparse.core import axes as roles
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
+from jaxsparse.numerics import explicit_axes
 
 
 class Absent(NamedTuple):
@@ -112,6 +113,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     >>> float(halve.apply(params, state)['kernel'][0, 0])
     0.5
   """
+  @explicit_axes.left_to_xla(_places_of_init)
   def t_init(params, *, stats=None, grads=None, axes=None, only=None, **extra):
     leaves, rebuild = names.named_leaves(params)
     # Factors belong to the weight that they stand for.
@@ -141,6 +143,7 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
     return leaves, rebuild, layouts, stored, latents, states
 
   def mapped(function):
+    @explicit_axes.left_to_xla(_places_of_weights)
     def run(params, state):
       leaves, rebuild, layouts, stored, latents, states = view(params, state)
       offer = offered(function, layouts=layouts, count=state.count, stored=stored)
@@ -149,20 +152,24 @@ def treewise(init: Callable, apply: Callable, update: Callable | None = None,
       return rebuild([out.get(leaf.key, leaf.value) for leaf in leaves])
     return run
 
+  @explicit_axes.left_to_xla(_places_of_update)
+  def updated(params, state, *, grads, refresh, **extra):
+    *_, layouts, _, latents, states = view(params, state)
+    found = _by_key(grads, layouts)
+    _check_finite({k: x for k, x in latents.items() if hasattr(x, 'dtype')}, 'values')
+    _check_finite(found or {}, 'gradients')
+    new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
+                  grads=found, **extra)(latents, states)
+    if new is states:   # what did not change stays the same object, as realign can see
+      return state.weights
+    return state.weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
+
   def t_update(params, state, *, grads=None, refresh=None, **extra):
     if update is None:
       matched(params, state)
       weights = state.weights
     else:
-      *_, layouts, _, latents, states = view(params, state)
-      found = _by_key(grads, layouts)
-      _check_finite({k: x for k, x in latents.items() if hasattr(x, 'dtype')}, 'values')
-      _check_finite(found or {}, 'gradients')
-      new = offered(update, layouts=layouts, count=state.count, refresh=refresh,
-                    grads=found, **extra)(latents, states)
-      weights = state.weights
-      if new is not states:   # what did not change stays the same object, as realign can see
-        weights = weights | {k: from_matrices(x, layouts[k]) for k, x in new.items()}
+      weights = updated(params, state, grads=grads, refresh=refresh, **extra)
     return dataclasses.replace(
         state, count=optax.safe_increment(state.count), weights=weights)
 
@@ -178,6 +185,62 @@ def _beside(w, tree):
   if isinstance(w, jax.core.Tracer) or len(w.sharding.device_set) < 2:
     return tree
   return _map_view(tree, w.shape, lambda x: jax.device_put(x, w.sharding))
+
+
+def _places_of_init(out, params, **extra):
+  """On a mesh of explicit axes: what a weight's latents and state consist of lies like the weight.
+
+  The rule is that of `training.sharding`.
+  """
+  del extra
+  latents, state = out
+  specs = {leaf.key: _spec_of(leaf.value) for leaf in names.named_leaves(params)[0]
+           if leaf.key in state.weights}
+  return [*_specs_of_tree(latents, state, specs), jax.P(),
+          *_specs_of_states(state.weights, state, specs)]
+
+
+def _places_of_weights(out, params, state):
+  return _specs_of_tree(out, state, _specs_of_weights(params, state))
+
+
+def _places_of_update(out, params, state, **extra):
+  """An array of the state stays where it was, as a loop's carry must."""
+  del extra
+  specs = _specs_of_weights(params, state)
+  old = dict(jax.tree_util.tree_leaves_with_path(state.weights))
+  new = jax.tree_util.tree_leaves_with_path(out)
+  return [explicit_axes.spec_of(old[path]) if path in old and old[path].shape == x.shape else spec
+          for (path, x), spec in zip(new, _specs_of_states(out, state, specs))]
+
+
+def _spec_of(x):
+  return x.spec if formats.is_format(x) else explicit_axes.spec_of(x)
+
+
+def _specs_of_weights(params, state):
+  """{key: where the weight lies}, as its latents and state tell."""
+  *_, entries, found = matched(params, state)
+  nodes = lambda key: jax.tree.leaves((found[key], state.weights[key]), is_leaf=formats.is_format)
+  return {key: entry.layout.spec_of_whole([(x.shape, _spec_of(x)) for x in nodes(key)])
+          for key, entry in entries.items()}
+
+
+def _specs_of_tree(tree, state, specs):
+  leaves, _ = names.named_leaves(tree, stop={*specs})
+  return [spec for leaf in leaves for spec in _specs_of(leaf.key, leaf.value, state, specs)]
+
+
+def _specs_of_states(states, state, specs):
+  return jax.tree.leaves({k: _specs_of(k, x, state, specs) for k, x in states.items()})
+
+
+def _specs_of(key, tree, state, specs):
+  layout = dict(state.entries)[key].layout if key in specs else None
+  return [jax.P() if layout is None else
+          layout.spec_of_part(specs[key], x.shape, stored=formats.is_format(node))
+          for node in jax.tree.leaves(tree, is_leaf=formats.is_format)
+          for x in jax.tree.leaves(node)]
 
 
 def _layout(leaf: names.Leaf, w, axes) -> roles.Layout:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxsparse.kernels import grouped_matmul
 from jaxsparse.numerics import axes
+from jaxsparse.numerics import explicit_axes
 
 
 class Cost(NamedTuple):
@@ -59,6 +60,13 @@ class Format(abc.ABC):
   def dense_matrix(self) -> jax.Array:
     """The weight as `[*batch, R, O]`, of `dtype`."""
 
+  @property
+  def spec(self) -> jax.sharding.PartitionSpec:
+    """Where the dense weight lies on a mesh of explicit axes, as the stored arrays do."""
+    stored = [(x.shape, explicit_axes.spec_of(x)) for x in jax.tree.leaves(self)]
+    return self.layout.spec_of_whole(stored, stored=True)
+
+  @explicit_axes.left_to_xla(lambda out, fmt: [fmt.spec])
   def todense(self) -> jax.Array:
     """The weight in its own shape and dtype."""
     return self.layout.from_matrix(self.dense_matrix())

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxsparse.kernels import manual_axes
 from jaxsparse.kernels import panels_xla
+from jaxsparse.numerics import explicit_axes
 
 BACKENDS = ('xla', 'pallas_tpu', 'pallas_triton')
 
@@ -30,6 +31,12 @@ class _How(NamedTuple):
   interpret: bool
 
 
+def _place(out, x, data, kidx, **how):
+  del out, kidx, how
+  return [jax.P(*explicit_axes.spec_of(x)[:-1], explicit_axes.spec_of(data)[0])]
+
+
+@explicit_axes.left_to_xla(_place)
 def block_sparse_matmul(x: jax.Array, data: jax.Array, kidx: jax.Array, *,
                         doubly_balanced: bool = False, backend: str | None = None,
                         interpret: bool = False) -> jax.Array:
@@ -57,7 +64,7 @@ def block_sparse_matmul(x: jax.Array, data: jax.Array, kidx: jax.Array, *,
   Raises:
     TypeError: `x` or `data` is not floating, or `kidx` no integer.
     ValueError: shapes do not fit each other, or the backend is not known, or does not take the
-      blocks; or a mesh of explicit axes shares out more than rows of `x`.
+      blocks.
 
   Example:
     >>> x = jnp.array([[1.0, 2.0, 3.0, 4.0]])
@@ -109,12 +116,6 @@ def _check(x, data, kidx) -> int:
   if bool(depth) != bool(slots) or (slots and depth % slots):
     raise ValueError(f'panels of {depth} rows do not divide into the {slots} blocks that kidx '
                      f'{kidx.shape} names; expected data [G, S * bk, bn].')
-  for word, value, free in (('x', x, x.ndim - 1), ('data', data, 0), ('kidx', kidx, 0)):
-    spec = jax.typeof(value).sharding.spec   # of axes that are explicit; others XLA looks after
-    if any(name is not None for name in spec[free:]):
-      raise ValueError(f'{word} {value.shape} is shared out by {spec} over explicit axes, which '
-                       'block_sparse_matmul takes for rows of x alone; make the axes '
-                       'jax.sharding.AxisType.Auto, or call it under jax.sharding.auto_axes.')
   return depth // slots if slots else 1
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxsparse.kernels import groups_xla
 from jaxsparse.kernels import manual_axes
+from jaxsparse.numerics import explicit_axes
 
 BACKENDS = ('xla', 'pallas_tpu')
 
@@ -26,6 +27,12 @@ class _How(NamedTuple):
   interpret: bool
 
 
+def _place(out, x, w, group_sizes, **how):
+  del out, group_sizes, how
+  return [jax.P(explicit_axes.spec_of(x)[0], explicit_axes.spec_of(w)[2])]
+
+
+@explicit_axes.left_to_xla(_place)
 def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
                    backend: str | None = None, interpret: bool = False) -> jax.Array:
   """`x[i] @ w[g]` for every row i, where g is the group that holds row i.

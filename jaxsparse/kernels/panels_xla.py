@@ -115,21 +115,15 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> ja
     else:
       there, rows = jax.lax.dynamic_slice_in_dim(x, indices[0] * bk, bk, axis=1), 0
     return None, jax.lax.dot_general(
-        there, here, (((rows,), (0,)), ((), ())), preferred_element_type=jnp.float32,
-        out_sharding=_everywhere(dy)).astype(x.dtype)
+        there, here, (((rows,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32).astype(x.dtype)
 
   return jax.lax.scan(body, None, (jnp.arange(panels), kidx))[1]
 
 
 def _zeros(x, columns, dtype):
-  """As many rows as `x` has, and where they are: a mesh of explicit axes asks for that."""
+  """As many rows as `x` has, of a type that varies over the manual axes that it varies over."""
   return jnp.broadcast_to(jnp.zeros_like(x[:, :1], dtype), (x.shape[0], columns))
-
-
-def _everywhere(x):
-  """Where sums over the rows of `x` go, if a mesh of explicit axes shares the rows out."""
-  place = jax.typeof(x).sharding
-  return None if place.spec[0] is None else jax.NamedSharding(place.mesh, jax.P(None, None))
 
 
 def _product(a, b):

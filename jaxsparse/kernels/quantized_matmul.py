@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.numerics import explicit_axes
+
 BACKENDS = ('xla', 'pallas_tpu')
 
 
@@ -24,6 +26,12 @@ class _How(NamedTuple):
   interpret: bool
 
 
+def _place(out, x, codes, scale, **how):
+  del out, scale, how
+  return [jax.P(*explicit_axes.spec_of(x)[:-1], explicit_axes.spec_of(codes)[1])]
+
+
+@explicit_axes.left_to_xla(_place)
 def quantized_matmul(x: jax.Array, codes: jax.Array, scale: jax.Array, *,
                      activations: str | None = None, backend: str | None = None,
                      interpret: bool = False) -> jax.Array:

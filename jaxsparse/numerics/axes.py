@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 
 class DimensionNumbers(NamedTuple):
@@ -84,6 +85,60 @@ class Layout:
     if self.order == tuple(range(len(self.shape))):
       return m
     return m.transpose(tuple(int(a) for a in np.argsort(self.order)))
+
+  def spec_of_part(self, spec: PartitionSpec, shape: tuple[int, ...], *,
+                   stored: bool = False) -> PartitionSpec:
+    """Where an array that belongs to the weight lies: a mask, a scale, a factor.
+
+    Of the weight's shape it lies like the weight. Otherwise its axes are matched with those of the
+    matrix, one of the same size has that axis' spec, size 1 or a new axis has none.
+
+    Args:
+      spec: of the weight.
+      shape: of the array.
+      stored: whether the array is a format's, where the weight is a matrix.
+
+    Example:
+      >>> layout = Layout((8, 2, 4), 'float32', DimensionNumbers((0,), (1, 2)))
+      >>> layout.spec_of_part(PartitionSpec(None, 'x', None), (1, 8))
+      P(None, 'x')
+    """
+    full = (*spec, *[None] * (len(self.shape) - len(spec)))
+    if shape == self.shape and not stored:
+      return PartitionSpec(*full)
+    sizes, batch = self.matrix_shape, len(self.batch)
+    merged = lambda axes: full[axes[0]] if axes and all(full[a] is None for a in axes[1:]) else None
+    own = (*(full[a] for a in self.batch), merged(self.axes.reduction), merged(self.axes.output))
+    out = [None] * len(shape)
+    for i, n in enumerate(shape):
+      # Batch axes lead; rows and columns are matched from the end, one number an output like it.
+      j = i if i < batch else i - len(shape) + len(sizes)
+      inside = i < batch or (j >= batch and len(sizes) - len(shape) in (0, 1))
+      out[i] = own[j] if inside and n == sizes[j] and n > 1 else None
+    return PartitionSpec(*out)
+
+  def spec_of_whole(self, parts: list[tuple[tuple[int, ...], PartitionSpec]], *,
+                    stored: bool = False) -> PartitionSpec:
+    """Where the weight lies as the arrays that it is made of tell: the inverse of `spec_of_part`.
+
+    Args:
+      parts: shape and spec of each array; those that know an axis at its full size come first.
+      stored: as in `spec_of_part`.
+    """
+    sizes = self.matrix_shape
+    known, out = [None] * len(sizes), [None] * len(self.shape)
+    for whole in (True, False):
+      for shape, spec in parts:
+        if not stored and shape == self.shape:
+          out = [s if o is None and s not in out else o for o, s in zip(out, spec)]
+        elif len(shape) == len(sizes):
+          for i, s in enumerate(spec):
+            if known[i] is None and (shape[i] == sizes[i] or not whole) and s not in known:
+              known[i] = s
+    for role, s in zip((*((a,) for a in self.batch), *self.axes), known):
+      if role and s not in out and all(out[a] is None for a in role):
+        out[role[0]] = s
+    return PartitionSpec(*out)
 
   def drop_leading(self) -> 'Layout':
     """The layout of one slice along axis 0, as a `scan` body sees it.

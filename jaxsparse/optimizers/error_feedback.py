@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse.core import transform as transforms
+from jaxsparse.numerics import explicit_axes
 from jaxsparse.optimizers import compressors
 
 
@@ -59,11 +60,15 @@ def error_feedback(compressor: Any, *, axis_name: Any = None,
     raise ValueError(f'compressor must be a name or a Compressor, got {compressor!r}.')
 
   def init(params):
-    held = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32) if transforms.is_floating(p)
+    held = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32) if transforms.is_floating(p)
                         else jnp.zeros([], jnp.float32), params)
     state = {str(n): compressor.init(p.astype(jnp.float32))
              for n, p in enumerate(jax.tree.leaves(params)) if _takes(p)}
     return ErrorFeedbackState(held, state)
+
+  @explicit_axes.left_to_xla(_places)
+  def compress(gradient, state):
+    return compressor.compress(gradient, state, axis_name)
 
   def update(updates, state, params=None):
     del params
@@ -75,7 +80,7 @@ def error_feedback(compressor: Any, *, axis_name: Any = None,
         out.append((g, h))
         continue
       whole = g.astype(jnp.float32) + h
-      sent, received, inner[str(n)] = compressor.compress(whole, inner[str(n)], axis_name)
+      sent, received, inner[str(n)] = compress(whole, inner[str(n)])
       narrow = received.astype(g.dtype)
       rest = whole - sent
       if narrow.dtype != received.dtype:
@@ -85,6 +90,12 @@ def error_feedback(compressor: Any, *, axis_name: Any = None,
     return received, ErrorFeedbackState(held, inner)
 
   return optax.GradientTransformation(init, update)
+
+
+def _places(out, gradient, state):
+  del out
+  here = explicit_axes.spec_of(gradient)
+  return [here, here, *map(explicit_axes.spec_of, jax.tree.leaves(state))]
 
 
 def _takes(x) -> bool:

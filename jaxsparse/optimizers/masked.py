@@ -20,6 +20,7 @@ import optax
 
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
+from jaxsparse.numerics import explicit_axes
 
 
 def masked_decay(weight_decay: Any) -> optax.GradientTransformationExtraArgs:
@@ -137,6 +138,7 @@ def masked_adaptive_clip(clipping: float, eps: float = 1e-3
 
 def _on_kept(change: Callable, counts: bool = False) -> optax.GradientTransformationExtraArgs:
   """`change(updates, params)`, both zero where pruned; with `counts` it gets the masks too."""
+  @explicit_axes.left_to_xla(_places)
   def update(updates, state, params=None, *, masks, **extra):
     del extra
     if params is None:
@@ -149,6 +151,11 @@ def _on_kept(change: Callable, counts: bool = False) -> optax.GradientTransforma
     return zeroed(change(*arguments)), state
 
   return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _places(out, updates, *others, **extra):
+  del out, others, extra
+  return [explicit_axes.spec_of(u) for u in jax.tree.leaves(updates)]
 
 
 def _by_weight(fn, kept, tree):

@@ -14,6 +14,7 @@ import optax
 from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
 from jaxsparse.numerics import companding
+from jaxsparse.numerics import explicit_axes
 
 _BLOCKS = {8: 128, 4: 64}
 
@@ -63,12 +64,22 @@ def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: i
   matches = names.compile_pattern(only).fullmatch if only is not None else lambda name: True
   tx = optax.with_extra_args_support(tx)
 
-  def encoded(state, params):
+  @explicit_axes.left_to_xla(_places_of_codes)
+  def encode(arrays, old):
+    del old
+    return companding.encode_alike(arrays, bits=bits, block=block)
+
+  @explicit_axes.left_to_xla(lambda out, codes, scale, x: [getattr(x.sharding, 'spec', jax.P())])
+  def decode(codes, scale, x):
+    return companding.decode(codes, scale, x.shape, bits=bits, block=block).astype(x.dtype)
+
+  def encoded(state, params, old=None):
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     pairs = [(x, jnp.zeros([], jnp.float32)) for _, x in leaves]
+    held = None if old is None else [*zip(*map(treedef.flatten_up_to, old))]
     taken = {n: leaf for n, leaf in enumerate(leaves) if _takes(*leaf, block, matches)}
     for alike in _by_param(taken, params):
-      coded = companding.encode_alike([taken[n][1] for n in alike], bits=bits, block=block)
+      coded = encode([taken[n][1] for n in alike], held and [held[n] for n in alike])
       for n, pair in zip(alike, coded):
         pairs[n] = pair
     codes, scales = (treedef.unflatten(part) for part in ([p[0] for p in pairs],
@@ -79,8 +90,7 @@ def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: i
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
     codes, scales = treedef.flatten_up_to(state.codes), treedef.flatten_up_to(state.scales)
     return treedef.unflatten([
-        companding.decode(c, s, x.shape, bits=bits, block=block).astype(x.dtype)
-        if _takes(path, x, block, matches) else c
+        decode(c, s, x) if _takes(path, x, block, matches) else c
         for (path, x), c, s in zip(leaves, codes, scales)])
 
   def init(params):
@@ -97,9 +107,16 @@ def quantized_state(tx: optax.GradientTransformation, *, bits: int = 8, block: i
     like = updates if params is None else params
     shapes = jax.eval_shape(tx.init, like)
     updates, inner = tx.update(updates, decoded(state, shapes), params, **extra)
-    return updates, encoded(inner, like)
+    return updates, encoded(inner, like, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _places_of_codes(out, arrays, old):
+  """Codes and scales lie like what they stand for, and stay where they were."""
+  del out
+  like = [x for x in arrays for _ in range(2)] if old is None else jax.tree.leaves(old)
+  return [*map(explicit_axes.spec_of, like)]
 
 
 def _takes(path, x, block, matches) -> bool:

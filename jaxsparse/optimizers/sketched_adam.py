@@ -81,7 +81,8 @@ def sketched_adam(learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: fl
     found = widths(params)
     if pattern is not None and jax.tree.leaves(params) and not any(jax.tree.leaves(found)):
       raise ValueError(f'{only!r} matches no leaf of {min_rows} rows and more.')
-    empty = lambda x, w: jnp.zeros((depth, w, *x.shape[1:]) if w else x.shape, jnp.float32)
+    empty = lambda x, w: (jnp.zeros((depth, w, *x.shape[1:]), jnp.float32) if w
+                          else jnp.zeros_like(x, jnp.float32))
     return SketchedAdamState(jnp.zeros([], jnp.int32), jax.tree.map(empty, params, found),
                              jax.tree.map(empty, params, found))
 

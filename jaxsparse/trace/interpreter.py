@@ -7,6 +7,9 @@ that a scan slices is stacked, any other is merged.
 import dataclasses
 from typing import Any
 
+import jax
+
+from jaxsparse.numerics import explicit_axes
 from jaxsparse.trace import contraction as contractions
 from jaxsparse.trace import jaxprs
 from jaxsparse.trace import lazy
@@ -78,15 +81,31 @@ def _contract(eqn, values, contraction, how):
     tracked.report_dense(weight, f'This {eqn.primitive.name}', how)
   others = [None if i == contraction.operand else v for i, v in enumerate(values)]
   others = tracked.densified(others, eqn.invars, eqn.primitive.name, how)
-  contraction = dataclasses.replace(contraction, operands=tuple(others))
-  y, aux = how.hook(contraction, others[contraction.input], weight.value)
   out = eqn.outvars[0].aval
+  y, aux = _hooked(how.hook, contraction, out)(others, weight.value)
   if y.shape != out.shape:
     raise ValueError(f'The hook returned shape {y.shape} for the {contraction.kind} with '
                      f'{contraction.name!r}; return {out.shape}, as contraction.compute does.')
   y = y if y.dtype == out.dtype else y.astype(out.dtype)
   key = tracked.Key(contraction.name, contraction.origin.scanned)
   return [y], {} if aux is None else {key: tracked.Seen(None, aux)}
+
+
+def _hooked(hook, contraction, out):
+  """The hook of the operands; on a mesh of explicit axes the result lies where the program has it.
+
+  What else the hook returns lies on every device.
+  """
+  def place(found, *given):
+    del given
+    return [out.sharding.spec, *[jax.P() for _ in jax.tree.leaves(found)[1:]]]
+
+  @explicit_axes.left_to_xla(place)
+  def run(others, w):
+    filled = dataclasses.replace(contraction, operands=tuple(others))
+    return hook(filled, others[contraction.input], w)
+
+  return run
 
 
 def _contracts(eqn, sources, place, how):

@@ -13,6 +13,7 @@ from jax.extend import source_info_util
 
 from jaxsparse.core import names
 from jaxsparse.formats import format as formats
+from jaxsparse.numerics import explicit_axes
 
 
 class Program(NamedTuple):
@@ -81,7 +82,7 @@ def trace(fn: Callable, params: Any, args: tuple, kwargs: dict) -> Program:
     return fn(rebuild(merged), *args, **kwargs)
 
   weights = [_held(leaves[i]) for i in places]
-  seen = [jax.ShapeDtypeStruct(w.shape, w.dtype) if formats.is_format(w) else w for w in weights]
+  seen = [_as_dense(w) if formats.is_format(w) else w for w in weights]
   closed, out = jax.make_jaxpr(flat, return_shape=True)(*seen, *inputs)
   tracked = (*(leaves[i].name for i in places), *(None for _ in inputs))
   return Program(closed.jaxpr, closed.consts, tracked, (*weights, *inputs),
@@ -96,6 +97,13 @@ def _held(leaf):
     return formats.unstacked(leaf.value)
   except ValueError as error:
     raise ValueError(f'{leaf.name}: {error}') from error
+
+
+def _as_dense(w):
+  mesh = explicit_axes.mesh_of(w)
+  spec = None if mesh is None else explicit_axes.fitting(w.spec, w.shape, mesh)
+  place = None if mesh is None else jax.NamedSharding(mesh, spec)
+  return jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place)
 
 
 def read(env: dict, atom: Any) -> Any:

@@ -29,7 +29,7 @@ def train_shardings(transform: transforms.Transform, tx: optax.GradientTransform
     tx: the optimizer of the latents.
     params: arrays, `jax.ShapeDtypeStruct`s, or a traceable function `() -> params`.
     specs: a tree like `params` of `PartitionSpec`s.
-    mesh: the devices; its axes are those the specs name, of type `AxisType.Auto`.
+    mesh: the devices; its axes are those the specs name.
     **extra: what `transform.init` takes besides.
 
   Returns:
@@ -198,27 +198,8 @@ def _derive_state(leaf, mesh, shape, spec, layout):
 
 
 def _derive(leaf, shape, spec, layout) -> PartitionSpec:
-  full = (*spec, *[None] * (len(shape) - len(spec)))
   if leaf.shape == shape:
-    return PartitionSpec(*full)
+    return PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
   if layout is None or layout.shape != shape or len(leaf.shape) == 0:
     return PartitionSpec()
-  sizes, axes = layout.matrix_shape, _matrix_spec(layout, full)
-  out = [None] * len(leaf.shape)
-  batch = len(sizes) - 2
-  for i, n in enumerate(leaf.shape):
-    # Batch axes lead; rows and columns are matched from the end, one number an output like it.
-    j = i if i < batch else i - len(leaf.shape) + len(sizes)
-    inside = i < batch or (j >= batch and len(sizes) - len(leaf.shape) in (0, 1))
-    out[i] = axes[j] if inside and n == sizes[j] and n > 1 else None
-  return PartitionSpec(*out)
-
-
-def _matrix_spec(layout, full):
-  """The spec of the matrix view: of merged axes, the first's where the others are not sharded."""
-  def merged(axes):
-    if not axes or any(full[a] is not None for a in axes[1:]):
-      return None
-    return full[axes[0]]
-  return (*(full[a] for a in layout.batch), merged(layout.axes.reduction),
-          merged(layout.axes.output))
+  return layout.spec_of_part(spec, leaf.shape)

@@ -92,11 +92,12 @@ class ReferenceTest(parameterized.TestCase):
     mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Explicit,))
     x, data, kidx, dy = problems.draw(*problem)
     place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
-    problems.assert_agrees((place(x, 'data'), place(data), place(kidx), place(dy, 'data')))
-    for args in ((place(x, None, 'data'), place(data), place(kidx)),
-                 (place(x), place(data, 'data'), place(kidx, 'data'))):
-      with self.assertRaisesRegex(ValueError, "shared out by .*'data'.* explicit axes"):
-        jsp.block_sparse_matmul(*args)
+    for of_x, of_data, of_y in ((('data',), (), ('data',)), ((None, 'data'), (), ()),
+                                ((), ('data',), (None, 'data'))):   # rows, features, panels
+      args = place(x, *of_x), place(data, *of_data), place(kidx), place(dy, *of_y)
+      problems.assert_agrees(args)
+      out = jsp.block_sparse_matmul(*args[:3])
+      self.assertTrue(out.sharding.is_equivalent_to(args[3].sharding, 2), out.sharding)
 
   @parameterized.named_parameters(
       ('shapes', ((2, 8), (3, 4, 2), (2, 1)), {}, ValueError, r'found \(2, 8\)'),
