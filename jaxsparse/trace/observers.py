@@ -58,14 +58,15 @@ def rows_of(contraction: contractions.Contraction, x: jax.Array) -> jax.Array | 
     x: its other operand.
 
   Returns:
-    X, with the groups of a grouped convolution after the batch axes. None for other kinds, and
-    where a slice or reshape left no whole batch and reduction axes to speak of.
+    X, with the groups of a grouped convolution after the batch axes; one entry along an axis of
+    which the program picked one. None for other kinds, and where a slice or reshape left no whole
+    batch and reduction axes to speak of.
   """
   rule = {'dot': _dot_rows, 'conv': _patches}.get(contraction.kind)
   source, axes = contraction.origin, contraction.axes
   if rule is None or axes is None:
     return None
-  if {*source.cut} - {*axes.output}:
+  if {*source.cut} - {*axes.output} - {n for n, _ in source.picked}:
     return None
   return rule(contraction, x.astype(jnp.float32))
 
@@ -76,29 +77,34 @@ def _gram(contraction, x):
   rows = rows_of(contraction, x)
   if rows is None:
     return None
-  return jnp.einsum('...nr,...ns->...rs', rows, rows, precision='highest')
+  return _in_stack(contraction,
+                   jnp.einsum('...nr,...ns->...rs', rows, rows, precision='highest'))
 
 
 def _square_sums(contraction, x):
   if contraction.kind == 'ragged_dot':
     return _ragged(contraction, x, jnp.square, 1)
   rows = rows_of(contraction, x)
-  return None if rows is None else jnp.square(rows).sum(-2)
+  return None if rows is None else _in_stack(contraction, jnp.square(rows).sum(-2))
 
 
 def _peaks(contraction, x):
   if contraction.kind == 'ragged_dot':
     return None
   rows = rows_of(contraction, x)
-  return None if rows is None else scales.or_nan(jnp.abs(rows).max(-2, initial=0.0), rows, -2)
+  if rows is None:
+    return None
+  return _in_stack(contraction, scales.or_nan(jnp.abs(rows).max(-2, initial=0.0), rows, -2))
 
 
 def _sums(contraction, x):
   if contraction.kind == 'ragged_dot':
     return None
   rows = rows_of(contraction, x)
-  return None if rows is None else (rows.sum(-2), jnp.full(rows.shape[:-2] + (1,),
-                                                           float(rows.shape[-2])))
+  if rows is None:
+    return None
+  counts = jnp.full(rows.shape[:-2] + (1,), float(rows.shape[-2]))
+  return _in_stack(contraction, rows.sum(-2)), _in_stack(contraction, counts)
 
 
 def _range(contraction, x):
@@ -133,12 +139,24 @@ input_mean = Observer(_sums, finish=lambda sums: sums[0] / jnp.maximum(sums[1], 
 range_ = Observer(_range, merge=_wider)
 
 
-def _batch_shape(contraction):
-  """Sizes of the batch axes that the operand still has; of an inserted axis there is no trace."""
+def _batch_axes(contraction):
+  """Batch axes that the weight has here; of an inserted axis there is no trace."""
   scanned = {n for n, _ in contraction.origin.scanned}
   roles = {*contraction.axes.reduction, *contraction.axes.output}
-  return tuple(size for n, size in enumerate(contraction.shape)
-               if n not in roles and n not in scanned)
+  return [n for n in range(len(contraction.shape)) if n not in roles and n not in scanned]
+
+
+def _batch_shape(contraction):
+  return tuple(contraction.shape[n] for n in _batch_axes(contraction))
+
+
+def _in_stack(contraction, statistic):
+  """The statistic of a layer that was picked from a stack, with zeros for the other layers."""
+  pads = [(0, 0)] * statistic.ndim
+  for n, index in contraction.origin.picked:
+    place = _batch_axes(contraction).index(n)
+    pads[place] = (index, contraction.shape[n] - 1 - index)
+  return jnp.pad(statistic, pads)
 
 
 def _dot_rows(contraction, x):
@@ -165,13 +183,11 @@ def _dot_rows(contraction, x):
 
 def _spread(contraction, rows, present):
   """Repeats rows along the batch axes that `x` does not have: experts that share one input."""
-  scanned = {n for n, _ in contraction.origin.scanned}
-  roles = {*contraction.axes.reduction, *contraction.axes.output}
-  wanted = [n for n in range(len(contraction.shape)) if n not in roles and n not in scanned]
+  wanted, picked = _batch_axes(contraction), {n for n, _ in contraction.origin.picked}
   for place, n in enumerate(wanted):
     if n not in present:
       rows = jnp.expand_dims(rows, place)
-  lead = tuple(contraction.shape[n] for n in wanted)
+  lead = tuple(1 if n in picked else contraction.shape[n] for n in wanted)
   return jnp.broadcast_to(rows, (*lead, *rows.shape[len(lead):]))
 
 
@@ -194,7 +210,8 @@ def _patches(contraction, x):
   order = sorted(range(1, len(spec.rhs_spec)), key=lambda i: (groups[spec.rhs_spec[i]], i))
   rows = rows.transpose(1, 0, *(i + 1 for i in order))
   rows = rows.reshape(features, rows.shape[1], channels * math.prod(spatial))
-  batch = _batch_shape(contraction)
+  picked = {n for n, _ in contraction.origin.picked}
+  batch = [contraction.shape[n] for n in _batch_axes(contraction) if n not in picked]
   if math.prod(batch) == 1 or features % math.prod(batch):
     return _spread(contraction, rows if features > 1 else rows[0], ())
   # A vmapped convolution: jax turned the batch into the leading part of the groups.

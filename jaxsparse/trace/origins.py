@@ -22,6 +22,7 @@ class Origin(NamedTuple):
     scanned: `(natural axis, site)` of each axis that a scan slices, outermost first.
     cut: natural axes of which a slice left only a part.
     lost: whether a reshape mixed the axes beyond recognition.
+    picked: `(natural axis, index)` of each axis that an index of the program took one entry of.
   """
 
   name: str
@@ -30,6 +31,7 @@ class Origin(NamedTuple):
   scanned: tuple[tuple[int, str], ...] = ()
   cut: tuple[int, ...] = ()
   lost: bool = False
+  picked: tuple[tuple[int, int], ...] = ()
 
   @property
   def kept(self) -> tuple[int, ...]:
@@ -129,12 +131,15 @@ def _broadcast_in_dim(source, params, old, new):
 
 
 def _slice(source, params, old, new):
-  del params
   cut = {n for a, group in enumerate(source.groups) if old[a] != new[a] for n in group}
   # One element of a stack: what is left of the leading axis is no axis of the weight.
   picked = len(old) > 2 and new[:1] == (1,) != old[:1] and new[1:] == old[1:]
-  groups = ((), *source.groups[1:]) if picked else source.groups
-  return source._replace(groups=groups, cut=tuple(sorted({*source.cut, *cut})))
+  groups, entries = source.groups, source.picked
+  if picked:
+    if 'start_indices' in params and len(groups[0]) == 1 and not {*groups[0]} & {*source.cut}:
+      entries = (*entries, (groups[0][0], params['start_indices'][0]))
+    groups = ((), *groups[1:])
+  return source._replace(groups=groups, cut=tuple(sorted({*source.cut, *cut})), picked=entries)
 
 
 def _gather(source, params, old, new):

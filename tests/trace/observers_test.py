@@ -208,6 +208,35 @@ class GramTest(parameterized.TestCase):
     close(observe(lambda p, x: both(p, x)[0], {'w': w}, x)['w'],
           gram_of(inputs.reshape(4, 15, 6)))
 
+  @parameterized.named_parameters(
+      ('gram', trace.gram), ('norm', trace.input_norm), ('max', trace.input_max),
+      ('mean', trace.input_mean), ('range', trace.range_))
+  def test_layers_picked_by_indices_are_like_those_of_a_scan(self, observer):
+    params, x = {'w': normal(2, 3, 4, 4)}, normal(5, 4, seed=1)
+    layer = lambda x, w: (jnp.tanh(x @ w), None)
+    inner = lambda x, w: (jax.lax.scan(layer, x, w)[0], None)
+    scanned = observe(lambda p, x: jax.lax.scan(inner, x, p['w'])[0], params, x, observer=observer)
+
+    def picked(p, x):
+      for half in p['w'][0], p['w'][-1]:
+        for w in half:
+          x = jnp.tanh(x @ w)
+      return x
+
+    found = observe(picked, params, x, observer=observer)
+    if observer is trace.range_:   # of one index it is not told which
+      scanned = jax.tree.map(lambda r, all: jnp.broadcast_to(all(r), r.shape), scanned,
+                             {'w': trace.Range(jnp.min, jnp.max)})
+    jax.tree.map(close, found, scanned)
+
+  def test_convolutions_picked_by_indices(self):
+    conv = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    params, x = {'w': normal(2, 3, 3, 4, 4)}, normal(1, 5, 5, 4, seed=1)
+    scan = lambda p, x: jax.lax.scan(lambda x, w: (conv(x, w), None), x, p['w'])[0]
+    unrolled = lambda p, x: conv(conv(x, p['w'][0]), p['w'][1])
+    close(observe(unrolled, params, x)['w'], observe(scan, params, x)['w'])
+
   def test_rnn(self):
     net = nn.RNN(nn.SimpleCell(4))
     x = normal(2, 6, 3)
