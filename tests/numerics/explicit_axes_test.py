@@ -119,6 +119,25 @@ class ExplicitAxesTest(parameterized.TestCase):
       self.assertEqual(jax.typeof(jsp.grouped_matmul(*placed, sizes)).sharding.spec, P('x', 'y'))
       self.assert_same(jax.jit(jax.grad(loss, (0, 1)))(*placed), wanted)
 
+  @parameterized.named_parameters(
+      ('bitmask', lambda: jsp.magnitude(0.5), P(None, None, 'y')),
+      ('centroids', lambda: jsp.clustered(4), P(None, 'x')),
+      ('groups', lambda: jsp.quantize('int4', group=8), P(None, 'x')))
+  def test_stacks_are_scanned_and_sliced(self, make, spec):
+    transform, stack, x = make(), {'w': _weights()['up'].reshape(2, 16, 16)}, jnp.ones((4, 16))
+
+    def both(packed, x, where=None):
+      model = lambda p, x: jnp.einsum('bi,io->bo', x, p['w'], out_sharding=where)
+      layers = lambda p, x: jax.lax.scan(lambda x, w: (model({'w': w}, x), None), x, p['w'])[0]
+      one = jax.tree.map(lambda a: a[1], packed)
+      return jsp.dispatch(layers)(packed, x), jsp.dispatch(model)(one, x)
+
+    wanted = both(transform.pack(*transform.init(stack)), x)
+    with jax.set_mesh(_mesh()):
+      packed = transform.pack(*transform.init(jax.device_put(stack, spec)))
+      self.assert_same(jax.jit(lambda p, x: both(p, x, P('x')))(packed, jax.device_put(x, P('x'))),
+                       wanted)
+
   def test_packed_blocks_say_what_they_expect(self):
     transform = jsp.packed_blocks(jsp.static(0.5, pattern=jsp.balanced_blocks(8, 8)))
     with self.assertRaisesRegex(ValueError, "^down: .*P\\(None, 'y'\\).*expects .*Auto"):
