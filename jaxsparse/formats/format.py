@@ -175,8 +175,10 @@ def unstacked(w: Format) -> Format:
 
 def _matrix_shape(w):
   """Shape of the matrix that the arrays make; None where they make none with this layout."""
+  # Shapes alone: on a mesh of explicit axes their types might refuse what decodes them.
+  bare = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), w)
   try:
-    return jax.eval_shape(lambda f: f.dense_matrix(), w).shape
+    return jax.eval_shape(lambda f: f.dense_matrix(), bare).shape
   except (TypeError, ValueError):
     return None
 

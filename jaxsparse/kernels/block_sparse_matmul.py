@@ -82,8 +82,8 @@ def block_sparse_matmul(x: jax.Array, data: jax.Array, kidx: jax.Array, *,
     return jnp.zeros((*outer, panels * bn), dtype)
   how = _How(_chosen(backend, bk, bn), doubly_balanced, interpret)
   flat = jnp.pad(x.astype(dtype).reshape(-1, features), ((0, 0), (0, -features % bk)))
-  operands = manual_axes.alike(flat, data.astype(dtype), kidx.astype(jnp.int32))
-  out = _product(how, *operands)
+  index = jnp.clip(kidx.astype(jnp.int32), 0, flat.shape[1] // bk - 1)
+  out = _product(how, *manual_axes.alike(flat, data.astype(dtype), index))
   return out.reshape(*outer, panels * bn)
 
 

@@ -61,6 +61,17 @@ def left_to_xla(place: Callable) -> Callable:
   return decorate
 
 
+def closed_over(tree: Any) -> Any:
+  """What a function that runs with the axes as XLA's takes from elsewhere than its arguments.
+
+  Its arrays get the types that those of the arguments have there; anywhere else nothing happens.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or AxisType.Explicit in mesh.axis_types:
+    return tree
+  return jax.tree.map(_taken, tree)
+
+
 def spec_of(x: Any) -> PartitionSpec:
   """Where an array lies as its type says it: the axes of the mesh that are explicit.
 

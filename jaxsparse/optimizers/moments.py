@@ -9,6 +9,7 @@ import optax
 
 from jaxsparse.core import masks
 from jaxsparse.core import names
+from jaxsparse.numerics import explicit_axes
 
 
 def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_state: Any,
@@ -56,13 +57,17 @@ def realign(tx: optax.GradientTransformation, params: Any, opt_state: Any, old_s
 
   fresh_tree = rebuild([fresh(leaf) for leaf in leaves])
   # Optimizers also hold per-parameter scalars and factored statistics; those have other shapes.
-  zero = lambda x, f: (jnp.where(f, jnp.zeros_like(x), x)
-                       if f.ndim and getattr(x, 'shape', None) == f.shape else x)
+  zero = lambda x, f: _without(x, f) if f.ndim and getattr(x, 'shape', None) == f.shape else x
   params = jax.tree.map(zero, params, fresh_tree)
   # `optax.partition` and `masked` hold a placeholder for what another optimizer owns.
   masked = lambda x: isinstance(x, optax.MaskedNode)
   zero_owned = lambda x, f: x if masked(x) else zero(x, f)
   return params, optax.tree_map_params(tx, zero_owned, opt_state, fresh_tree, is_leaf=masked)
+
+
+@explicit_axes.left_to_xla(lambda out, x, gone: [explicit_axes.spec_of(x)])
+def _without(x, gone):
+  return jnp.where(gone, jnp.zeros_like(x), x)
 
 
 def _relaid(tx, params, opt_state, old_state, new_state):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxsparse.core import names
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import integer_product
+from jaxsparse.numerics import explicit_axes
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import rounding
 from jaxsparse.numerics import scales
@@ -152,7 +153,7 @@ def _static(contraction, ranges, grid, rows) -> scales.Scale:
   if name not in ranges:
     raise ValueError(f'{name}: it has no range; calibrate(apply_fn, params, batches, jsp.range) '
                      'finds one for each weight of a product, or leave it out with weights=.')
-  found = ranges[name]
+  found = explicit_axes.closed_over(ranges[name])
   if isinstance(found, observers.Range):
     if rows is not None:
       raise ValueError(f'{name}: smoothquant divides its inputs, whose range is then another; pass '

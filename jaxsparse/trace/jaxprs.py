@@ -101,8 +101,7 @@ def _held(leaf):
 
 def _as_dense(w):
   mesh = explicit_axes.mesh_of(w)
-  spec = None if mesh is None else explicit_axes.fitting(w.spec, w.shape, mesh)
-  place = None if mesh is None else jax.NamedSharding(mesh, spec)
+  place = mesh and jax.NamedSharding(mesh, explicit_axes.fitting(w.spec, w.shape, mesh))
   return jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place)
 
 

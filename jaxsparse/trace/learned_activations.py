@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.numerics import explicit_axes
 from jaxsparse.numerics import rounding
 from jaxsparse.trace import hooks
 from jaxsparse.trace import observers
@@ -134,7 +135,8 @@ def learned_activations(apply_fn: Callable) -> Callable:
       if name not in ranges or contraction.kind == 'gather':
         return contraction.compute(x, w), None
       used.add(name)
-      return contraction.compute(_rounded(x, ranges[name]), w), None
+      found = explicit_axes.closed_over(ranges[name])
+      return contraction.compute(_rounded(x, found), w), None
 
     out, _ = hooks.watching(inner, hook, None)({'params': params}, *args, **kwargs)
     if set(ranges) - used:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxsparse.core import names
 from jaxsparse.formats import format as formats
 from jaxsparse.formats import integer_product
+from jaxsparse.numerics import explicit_axes
 from jaxsparse.numerics import grids
 from jaxsparse.numerics import hashing
 from jaxsparse.numerics import rounding
@@ -84,7 +85,8 @@ def quantized_products(apply_fn: Callable, dtype: str = 'int8', *,
       if formats.is_format(w):
         w = contractions.dense(w, contraction.origin, contraction.dtype)
       place = zlib.crc32(f'{contraction.name} {contraction.site}'.encode())
-      return _differentiable(contraction, chosen)(x, w, rounding.mix(seed, place, count))
+      noise = rounding.mix(seed, place, explicit_axes.closed_over(count))
+      return _differentiable(contraction, chosen)(x, w, noise)
 
     out, missed = activations.at_products(apply_fn, pattern, take)(params, *args, **kwargs)
     if missed:

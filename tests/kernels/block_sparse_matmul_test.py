@@ -38,6 +38,13 @@ class ReferenceTest(parameterized.TestCase):
   def test_every_way(self, shape):
     problems.assert_agrees(problems.draw(1, *shape))
 
+  @parameterized.parameters(70, 300)   # reads x where it lies, and its transpose
+  def test_indices_beyond_either_end_are_clipped(self, rows):
+    x, data, kidx, dy = problems.draw(1, rows, 300, 40, 3, 16, 8)
+    wild = kidx.at[0, 0].set(-1).at[1, 1].set(99)
+    chex.assert_trees_all_equal(problems.all_three(x, data, wild, dy),
+                                problems.all_three(x, data, jnp.clip(wild, 0, 18), dy))
+
   def test_gradients_numerically(self):
     x, data, kidx, _ = problems.draw(0, 3, 10, 2, 2, 4, 3)
     run = jax.jit(lambda x, data: jsp.block_sparse_matmul(x, data, kidx, backend='xla'))

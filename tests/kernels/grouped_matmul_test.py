@@ -103,6 +103,13 @@ class GroupedMatmulTest(parameterized.TestCase):
     self.assertTrue(all(v.dtype == jnp.bfloat16 for v in found))
     check(found, oracle(x, w, [190, 10], dy), 2**-8)
 
+  def test_float64(self):
+    with jax.enable_x64(True):
+      x, w, dy = (numbers(i, *s, dtype='float64')
+                  for i, s in enumerate(((40, 8), (2, 8, 8), (40, 8))))
+      found = passes(x, w, jnp.array([30, 10]), dy)
+      check(found, oracle(x, w, [30, 10], dy), 1e-12)
+
   def test_transformations(self):
     x, w = numbers(0, 2, 20, 4), numbers(1, 3, 4, 4)
     sizes = jnp.array([[5, 0, 15], [1, 2, 3]])

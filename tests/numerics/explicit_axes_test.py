@@ -109,6 +109,32 @@ class ExplicitAxesTest(parameterized.TestCase):
       self.assert_same(jsp.densify(transform.pack(*transform.init(placed, stats=stats))),
                        jsp.densify(transform.pack(*transform.init(weights, stats=wanted))))
 
+  def test_hooks_take_what_they_close_over(self):
+    weights, x = _weights(), jnp.arange(128.0).reshape(8, 16) % 7
+
+    def both(params, x, where=None):
+      model = lambda params, x: _model(params, x, where)
+      step = jax.jit(jax.grad(
+          lambda p, n: jnp.square(jsp.quantized_products(model)(p, n, x)).mean()))
+      ranges = jsp.calibrate(model, params, [x], jsp.range)
+      rounded = jsp.quantize_activations(model, ranges=ranges)
+      return step(params, jnp.int32(3)), rounded(params, x), jax.jit(rounded)(params, x)
+
+    wanted = both(weights, x)
+    with jax.set_mesh(_mesh()):
+      self.assert_same(both(_place(_mesh(), weights), jax.device_put(x, P('x')), P('x')), wanted)
+
+  def test_a_step_that_moves_packed_masks(self):
+    transform, tx = jsp.packed_masks(jsp.rigl(0.5, every=1, end=9)), optax.adam(0.1)
+
+    def run(params):
+      state = jsp.TrainState.create(transform, tx, params)._replace(count=1)
+      return jsp.train_step(lambda p: jnp.square(p['w'] - 1).sum(), tx, transform)(state)[0]
+
+    weights = {'w': _weights()['down']}   # its bits are one column, which two devices cannot share
+    with jax.set_mesh(_mesh()):
+      self.assert_same(run(jax.device_put(weights, P(None, 'y')))[:3], run(weights)[:3])
+
   def test_grouped_matmul(self):
     mesh, sizes = _mesh(), jnp.array([3, 5, 0, 8])
     x, w = jnp.ones((16, 8)), jax.random.normal(jax.random.key(0), (4, 8, 16))
@@ -118,6 +144,25 @@ class ExplicitAxesTest(parameterized.TestCase):
       placed = jax.device_put(x, P('x')), jax.device_put(w, P(None, None, 'y'))
       self.assertEqual(jax.typeof(jsp.grouped_matmul(*placed, sizes)).sharding.spec, P('x', 'y'))
       self.assert_same(jax.jit(jax.grad(loss, (0, 1)))(*placed), wanted)
+
+  @parameterized.named_parameters(
+      ('bitmask', lambda: jsp.magnitude(0.5), P(None, None, 'y')),
+      ('centroids', lambda: jsp.clustered(4), P(None, 'x')),
+      ('groups', lambda: jsp.quantize('int4', group=8), P(None, 'x')))
+  def test_stacks_are_scanned_and_sliced(self, make, spec):
+    transform, stack, x = make(), {'w': _weights()['up'].reshape(2, 16, 16)}, jnp.ones((4, 16))
+
+    def both(packed, x, where=None):
+      model = lambda p, x: jnp.einsum('bi,io->bo', x, p['w'], out_sharding=where)
+      layers = lambda p, x: jax.lax.scan(lambda x, w: (model({'w': w}, x), None), x, p['w'])[0]
+      one = jax.tree.map(lambda a: a[1], packed)
+      return jsp.dispatch(layers)(packed, x), jsp.dispatch(model)(one, x)
+
+    wanted = both(transform.pack(*transform.init(stack)), x)
+    with jax.set_mesh(_mesh()):
+      packed = transform.pack(*transform.init(jax.device_put(stack, spec)))
+      self.assert_same(jax.jit(lambda p, x: both(p, x, P('x')))(packed, jax.device_put(x, P('x'))),
+                       wanted)
 
   def test_packed_blocks_say_what_they_expect(self):
     transform = jsp.packed_blocks(jsp.static(0.5, pattern=jsp.balanced_blocks(8, 8)))
