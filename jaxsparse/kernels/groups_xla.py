@@ -48,7 +48,7 @@ def forward(x: jax.Array, w: jax.Array, ends: jax.Array, *, transposed: bool = F
       y = jax.lax.dot_general(_rows(x, place, size), matrix, numbers,
                               preferred_element_type=_accumulator(x.dtype)).astype(out.dtype)
       y = jnp.where(_own(place, size, at, end), y, _rows(out, place, size))
-      return jax.lax.dynamic_update_slice(out, y, (place, 0))
+      return jax.lax.dynamic_update_slice_in_dim(out, y, place, axis=0)
 
     return _tiles(_fitting(_ROWS, len(x)), _FULL, start, end, tile, out)
 
@@ -122,7 +122,7 @@ def _range(ends, g):
 
 
 def _rows(x, place, size):
-  return jax.lax.dynamic_slice(x, (place, 0), (size, x.shape[1]))
+  return jax.lax.dynamic_slice_in_dim(x, place, size)
 
 
 def _own(place, size, at, end):
