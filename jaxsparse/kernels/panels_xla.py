@@ -100,7 +100,8 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
     return jax.lax.fori_loop(0, slots, add, out, unroll=slots if slots <= _UNROLLED else 1), None
 
   start = _zeros(dy, blocks * bk, wide)
-  return jax.lax.scan(body, start, (jnp.arange(panels), _clipped(kidx, blocks), data))[0].astype(dy.dtype)
+  kidx = _clipped(kidx, blocks)
+  return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0].astype(dy.dtype)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> jax.Array:

@@ -48,7 +48,8 @@ class ReferenceTest(parameterized.TestCase):
     self.assertEqual(problems.all_three(*arguments)[0].dtype, jnp.bfloat16)
     problems.assert_agrees(arguments, tolerance=2**-8)
 
-  @parameterized.parameters(((7, 113, 4, 3, 32, 32),), ((70, 300, 200, 3, 16, 8),))
+  @parameterized.named_parameters(('gathered', (7, 113, 4, 3, 32, 32)),
+                                  ('transposed', (70, 300, 200, 3, 16, 8)))
   def test_float64_sums_in_float64(self, shape):
     with jax.enable_x64(True):
       problems.assert_agrees(problems.draw(2, *shape, dtype='float64'), tolerance=1e-12)
