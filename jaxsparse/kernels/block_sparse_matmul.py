@@ -59,7 +59,8 @@ def block_sparse_matmul(x: jax.Array, data: jax.Array, kidx: jax.Array, *,
     interpret: runs a Pallas kernel without its hardware, slowly.
 
   Returns:
-    `[..., G * bn]` of the common dtype of `x` and `data`; sums are float32.
+    `[..., G * bn]` of the common dtype of `x` and `data`; sums are float32, XLA's of float64
+    operands float64.
 
   Raises:
     TypeError: `x` or `data` is not floating, or `kidx` no integer.

@@ -21,7 +21,10 @@ _UNROLLED = 32
 
 
 def forward(x: jax.Array, data: jax.Array, kidx: jax.Array) -> jax.Array:
-  """`[M, nk * bk]` times panels `[G, S * bk, bn]`, float32 sums: `[M, G * bn]` of x's dtype."""
+  """`[M, nk * bk]` times panels `[G, S * bk, bn]`: `[M, G * bn]` of x's dtype.
+
+  Sums are float32, or wider where x is.
+  """
   rows, (panels, depth, bn), slots = x.shape[0], data.shape, kidx.shape[1]
   bk = depth // slots
   if x.shape[1] == bk:   # one row block, which every slot reads: an ordinary product
@@ -31,7 +34,7 @@ def forward(x: jax.Array, data: jax.Array, kidx: jax.Array) -> jax.Array:
   if rows * panels * depth * x.dtype.itemsize <= _CACHED_BYTES:
     there = _columns(by_block, kidx)
     out = jax.lax.dot_general(there, data, (((2,), (1,)), ((0,), (0,))),
-                              preferred_element_type=jnp.float32)
+                              preferred_element_type=_accumulator(x.dtype))
     return out.transpose(1, 0, 2).reshape(rows, panels * bn).astype(x.dtype)
   if bn < _WIDE and rows >= _TALL:
     return _by_features(x, data, kidx)
@@ -81,12 +84,12 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
   Each panel adds to the columns that it read, so any layout has its exact gradient.
   """
   (panels, depth, bn), slots = data.shape, kidx.shape[1]
-  bk = depth // slots
+  bk, wide = depth // slots, _accumulator(dy.dtype)
 
   def body(out, panel):
     i, indices, weights = panel
     part = jnp.matmul(jax.lax.dynamic_slice_in_dim(dy, i * bn, bn, axis=1), weights.T,
-                      preferred_element_type=jnp.float32)
+                      preferred_element_type=wide)
 
     def add(slot, out):
       at = indices[slot] * bk
@@ -96,7 +99,7 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
 
     return jax.lax.fori_loop(0, slots, add, out, unroll=slots if slots <= _UNROLLED else 1), None
 
-  start = _zeros(dy, blocks * bk, jnp.float32)
+  start = _zeros(dy, blocks * bk, wide)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0].astype(dy.dtype)
 
 
@@ -116,7 +119,7 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> ja
       there, rows = jax.lax.dynamic_slice_in_dim(x, indices[0] * bk, bk, axis=1), 0
     return None, jax.lax.dot_general(
         there, here, (((rows,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32).astype(x.dtype)
+        preferred_element_type=_accumulator(x.dtype)).astype(x.dtype)
 
   return jax.lax.scan(body, None, (jnp.arange(panels), kidx))[1]
 
@@ -127,7 +130,11 @@ def _zeros(x, columns, dtype):
 
 
 def _product(a, b):
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+  return jnp.matmul(a, b, preferred_element_type=_accumulator(a.dtype)).astype(a.dtype)
+
+
+def _accumulator(dtype):
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _take(blocks, indices):

@@ -85,7 +85,7 @@ def _count(hits: jax.Array, axes: tuple[int, ...], keepdims: bool) -> jax.Array:
   def by_column(h):
     # XLA:CPU vectorizes a float sum over rows alone: a third of the time. Exact below 2^24.
     sums = h.sum(rows, dtype=jnp.float32, keepdims=True).astype(jnp.int32)
-    return sums.sum(rest, keepdims=True) if keepdims else sums.sum()
+    return sums.sum(rest if keepdims else None, dtype=jnp.int32, keepdims=keepdims)
 
   # Elsewhere, and where rows may be sharded, it would reduce a vector between devices.
   return jax.lax.platform_dependent(hits, cpu=by_column, default=at_once)

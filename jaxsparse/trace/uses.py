@@ -17,9 +17,9 @@ from jaxsparse.core import names
 from jaxsparse.core import transform as transforms
 from jaxsparse.formats import format as formats
 from jaxsparse.trace import costs as costs_of
-from jaxsparse.trace import dispatch
 from jaxsparse.trace import hooks
 from jaxsparse.trace import timing
+from jaxsparse.trace.dispatch import chosen  # the room's `dispatch` is the function
 
 
 def measure_uses(fn: Callable, packed: Any, *args, costs: costs_of.Costs | None = None,
@@ -123,7 +123,7 @@ def _ratios(fn, packed, args, kwargs, costs, price, kind):
 
     def with_stored(x, w, contraction=contraction):
       if costs is not None and contraction.kind == 'dot':
-        w = dispatch.chosen(costs, contraction, x, w)
+        w = chosen(costs, contraction, x, w)
       return contraction.compute(x, w)
 
     dense, whole = price(

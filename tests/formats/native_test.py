@@ -66,6 +66,17 @@ def test_stacks_of_layers(case):
   np.testing.assert_allclose(found, expected, atol=tolerance * float(jnp.abs(expected).max()))
 
 
+def test_int8_where_integers_have_64_bits():
+  with jax.enable_x64(True):
+    transform = jsp.quantize('int8')
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(70, 40)), jnp.float32)
+    stored = transform.pack(*transform.init({'w': w}))['w']
+    prepared = jsp.prepare(stored)
+    assert prepared.operands['sums'].dtype == jnp.int32
+    x = jnp.ones((3, 70), jnp.float32)   # rounded to eight bits without error
+    np.testing.assert_allclose(prepared.matmul(x), stored.matmul(x), rtol=1e-5, atol=1e-4)
+
+
 def test_input_scales_of_awq_are_kept():
   codes = jnp.ones((1, 16, 4), jnp.int8)[0]
   layout = _packed(jsp.quantize('int4'), (16, 4))['kernel'].layout

@@ -55,6 +55,23 @@ class ReferenceTest(parameterized.TestCase):
     self.assertEqual(problems.all_three(*arguments)[0].dtype, jnp.bfloat16)
     problems.assert_agrees(arguments, tolerance=2**-8)
 
+  @parameterized.named_parameters(('gathered', (7, 113, 4, 3, 32, 32)),
+                                  ('transposed', (70, 300, 200, 3, 16, 8)))
+  def test_float64_sums_in_float64(self, shape):
+    with jax.enable_x64(True):
+      problems.assert_agrees(problems.draw(2, *shape, dtype='float64'), tolerance=1e-12)
+
+  @parameterized.named_parameters(
+      ('narrow', (300, 300, 40, 3, 16, 8)), ('few_rows', (7, 300, 4, 3, 16, 8)),
+      ('a_slice_of_x', (40, 300, 3, 1, 128, 4)))
+  def test_indices_outside_are_clipped(self, shape):
+    x, data, kidx, dy = problems.draw(3, *shape)
+    last = -(-x.shape[1] // shape[4]) - 1
+    outside = kidx.at[0, 0].set(-1).at[1, 0].set(last + 5)
+    found = problems.all_three(x, data, outside, dy)
+    for f, e in zip(found, problems.oracle(x, data, jnp.clip(outside, 0, last), dy)):
+      np.testing.assert_allclose(f, e, atol=1e-5 * max(1, np.abs(e).max()))
+
   def test_a_new_mask_recompiles_nothing(self):
     run = jax.jit(jsp.block_sparse_matmul)
     for seed in range(3):

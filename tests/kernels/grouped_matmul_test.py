@@ -63,6 +63,14 @@ class GroupedMatmulTest(parameterized.TestCase):
     x, w, dy = numbers(0, 150, 6), numbers(1, 4, 6, 5), numbers(2, 150, 5)
     check(passes(x, w, jnp.array(sizes), dy), oracle(x, w, sizes, dy))
 
+  @parameterized.parameters('float32', 'float64')
+  def test_where_numbers_have_64_bits(self, dtype):
+    with jax.enable_x64(True):
+      arguments = numbers(0, 150, 6, dtype=dtype), numbers(1, 4, 6, 5, dtype=dtype)
+      sizes, dy = [70, 0, 65, 3], numbers(2, 150, 5, dtype=dtype)
+      check(passes(*arguments, jnp.array(sizes), dy), oracle(*arguments, sizes, dy),
+            1e-12 if dtype == 'float64' else 2e-5)
+
   @hypothesis.given(SIZES)
   @hypothesis.settings(max_examples=12)
   def test_pallas_is_a_loop_over_groups(self, sizes):

@@ -1,5 +1,9 @@
 """Selection against a stable sort."""
 
+import os
+import subprocess
+import sys
+
 import chex
 import hypothesis
 import hypothesis.strategies as st
@@ -122,6 +126,16 @@ class NOfMTest(parameterized.TestCase):
     scores = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     found = np.asarray(select.n_of_m_mask(jnp.asarray(scores), 2, 4))
     np.testing.assert_array_equal(found[1, 2], n_of_m(scores[1, 2], 2, 4))
+
+  def test_one_device_where_integers_have_64_bits(self):
+    # Counts take another way on one device; tests have eight.
+    code = ('import jax.numpy as jnp\n'
+            'from jaxsparse.numerics import select\n'
+            'scores = jnp.arange(24.0).reshape(6, 4)\n'
+            'assert int(select.top_k_mask(scores, 5).sum()) == 5\n'
+            'assert select.top_k_mask(scores, 2, axes=(0,)).sum(0).tolist() == [2, 2, 2, 2]\n')
+    subprocess.run([sys.executable, '-c', code], check=True,
+                   env={**os.environ, 'JAX_ENABLE_X64': '1', 'XLA_FLAGS': ''})
 
 
 if __name__ == '__main__':

@@ -88,3 +88,12 @@ def test_uses_are_compiled_of_shapes_alone():
   # 1,408 multiply-adds a pixel of 18,432, and as many bytes of input and output.
   assert 1408 / 18432 < ratio < 0.2 and not jsp.is_format(jsp.fastest(
     factors, jsp.Costs(), uses={'kernel': costs.Ratio(1 / ratio, 'compiled')})['kernel'])
+
+
+def test_costs_say_how_products_are_replayed(monkeypatch):
+  clock = _Clock(2.0, 1.5)
+  monkeypatch.setattr(timing, 'interleaved', clock)
+  packed, inputs = _packed()
+  table = jsp.compile_costs(packed, (1, 3))
+  assert jsp.measure_uses(_model, packed, *inputs, costs=table) == dict.fromkeys(
+      packed, (1.5, 'measured'))

@@ -21,7 +21,7 @@ ROWS, OUTPUTS = 4, 16
 def pack(codes: jax.Array, scale: jax.Array) -> dict[str, jax.Array]:
   """The operands of `int8_matmul`, of codes `[R, O]` int8 and scales `[O]`; may be traced."""
   tiles = _cut(codes)
-  sums = tiles.astype(jnp.int32).sum((1, 3)).reshape(-1)
+  sums = tiles.sum((1, 3), dtype=jnp.int32).reshape(-1)
   return {'tiles': tiles, 'sums': sums, 'scale': _padded(scale)}
 
 
