@@ -101,8 +101,9 @@ class BlockArray(formats.SparseFormat):
     if self.columns is not None:
       (_, bn), (_, nn) = self.block, self._grid()
       full = jnp.zeros((x.shape[0], nn, bn), out.dtype)
-      out = full.at[:, self.columns].set(out.reshape(x.shape[0], -1, bn), mode='drop')
-    return out.reshape(x.shape[0], -1)[:, :o]
+      panels = out.reshape(x.shape[0], self.columns.shape[0], bn)
+      out = full.at[:, self.columns].set(panels, mode='drop').reshape(x.shape[0], nn * bn)
+    return out[:, :o]
 
   def _pays(self) -> bool:
     """Whether the panels are cheaper than the dense product, as measured on CPUs."""

@@ -115,6 +115,17 @@ class FormatTest(parameterized.TestCase):
       chex.assert_trees_all_close(formats.take(w, ids), expected[np.asarray(ids)], rtol=1e-5,
                                   atol=1e-6)
 
+  @parameterized.named_parameters(('all_columns', [0, 1, 2, 3]), ('two_columns', [1, 2]))
+  def test_no_rows_times_blocks(self, kept):
+    tiles = np.zeros((4, 4), bool)
+    tiles[0, kept] = True
+    mask = np.kron(tiles, np.ones((2, 2), bool))
+    layout = axes.Layout((8, 8), jnp.dtype('float32'), axes.default_axes(2))
+    w = formats.BlockArray.from_mask(normal(8, 8), mask, layout, (2, 2))
+    self.assertEqual(w.matmul(jnp.ones((0, 8))).shape, (0, 8))
+    chex.assert_trees_all_close(w.matmul(jnp.ones((3, 8))), jnp.ones((3, 8)) @ w.todense(),
+                                rtol=1e-5)
+
 
 if __name__ == '__main__':
   absltest.main()
