@@ -22,6 +22,8 @@ def apply(eqn: Any, values: list) -> list | None:
     return None
   rule = _RULES.get(name, _kept if name in origins.PRESERVING else None)
   source = values[0].origin
+  if name == 'unstack':
+    return _elements(eqn, values[0])
   value = rule and rule(eqn, values[0].value, source, values)
   return value and [tracked.Tracked(value, origins.follow(eqn, [source])[0])]
 
@@ -54,10 +56,24 @@ def _units(eqn, packed, source, values):
 def _element(eqn, packed, source, values):
   # One element of a stack: a slice of length one along the leading batch axis.
   old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-  leads = source.positions and source.positions[0] == 0 and 0 in packed.layout.batch
-  if not leads or new != (1, *old[1:]):
+  if not _leads(packed, source) or new != (1, *old[1:]):
     return None
   start = values[1] if eqn.primitive.name == 'dynamic_slice' else eqn.params['start_indices'][0]
+  return _pick(packed, start)
+
+
+def _elements(eqn, value):
+  if eqn.params['axis'] != 0 or not _leads(value.value, value.origin):
+    return None
+  return [tracked.Tracked(_pick(value.value, n), source)
+          for n, source in enumerate(origins.follow(eqn, [value.origin]))]
+
+
+def _leads(packed, source):
+  return source.positions and source.positions[0] == 0 and 0 in packed.layout.batch
+
+
+def _pick(packed, start):
   pick = lambda a: jax.lax.dynamic_index_in_dim(a, start, 0, keepdims=False)
   return jax.tree.map(pick, packed).drop_leading()
 

@@ -89,11 +89,13 @@ def follow(eqn: Any, sources: list[Origin | None]) -> list[Origin | None]:
   if name == 'optimization_barrier':
     return list(sources)
   source = sources[0] if sources else None  # `iota` has no operand
-  if source is None or (name not in PRESERVING and name not in _RULES):
+  if source is None or (name not in PRESERVING and name not in _RULES and name != 'unstack'):
     return [None] * len(eqn.outvars)
   if name in PRESERVING:
     return [source]
   old = eqn.invars[0].aval.shape
+  if name == 'unstack':   # of jax 0.12, where 0.10 slices
+    return [_entry(source, eqn.params['axis'], n, len(old)) for n in range(len(eqn.outvars))]
   return [_RULES[name](source, eqn.params, old, v.aval.shape) for v in eqn.outvars]
 
 
@@ -132,14 +134,26 @@ def _broadcast_in_dim(source, params, old, new):
 
 def _slice(source, params, old, new):
   cut = {n for a, group in enumerate(source.groups) if old[a] != new[a] for n in group}
+  cut = tuple(sorted({*source.cut, *cut}))
   # One element of a stack: what is left of the leading axis is no axis of the weight.
-  picked = len(old) > 2 and new[:1] == (1,) != old[:1] and new[1:] == old[1:]
-  groups, entries = source.groups, source.picked
-  if picked:
-    if 'start_indices' in params and len(groups[0]) == 1 and not {*groups[0]} & {*source.cut}:
-      entries = (*entries, (groups[0][0], params['start_indices'][0]))
-    groups = ((), *groups[1:])
-  return source._replace(groups=groups, cut=tuple(sorted({*source.cut, *cut})), picked=entries)
+  if not (len(old) > 2 and new[:1] == (1,) != old[:1] and new[1:] == old[1:]):
+    return source._replace(cut=cut)
+  start = params['start_indices'][0] if 'start_indices' in params else None
+  return source._replace(groups=((), *source.groups[1:]), cut=cut, picked=_picked(source, start))
+
+
+def _picked(source, index):
+  """What is picked with the entry `index` of the leading axis; None is no number that is known."""
+  leading = source.groups[0]
+  known = index is not None and len(leading) == 1 and not {*leading} & {*source.cut}
+  return (*source.picked, (leading[0], index)) if known else source.picked
+
+
+def _entry(source, axis, index, rank):
+  picked = _picked(source, index) if axis == 0 and rank > 2 else source.picked
+  return source._replace(
+      groups=tuple(g for a, g in enumerate(source.groups) if a != axis),
+      cut=tuple(sorted({*source.cut, *source.groups[axis]})), picked=picked)
 
 
 def _gather(source, params, old, new):

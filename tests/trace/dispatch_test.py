@@ -124,6 +124,7 @@ class DispatchTest(parameterized.TestCase):
       ('vmapped stack', lambda p, x: jax.vmap(lambda w, x: w @ x)(p['w'], x), (3, 4, 8),
        ((2,), (1,))),
       ('indexed stack', lambda p, x: x @ p['w'][1] + x @ p['w'][0], (2, 8, 4), ((1,), (2,))),
+      ('iterated stack', lambda p, x: sum(x @ w for w in p['w']), (2, 8, 4), ((1,), (2,))),
       ('dynamic index', lambda p, x: jax.lax.fori_loop(
           0, 2, lambda i, y: y + x @ p['w'][i], jnp.zeros((3, 4))), (2, 8, 4), ((1,), (2,))),
       ('nested scans', lambda p, x: jax.lax.scan(lambda c, m: jax.lax.scan(
