@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.kernels import manual_axes
+from jaxsparse.kernels import sums
 
 # XLA:CPU multiplies 64 rows and more at about its full rate; of fewer, a row costs up to three
 # times as much, so only the smallest remainders get tiles of their own.
@@ -46,7 +47,7 @@ def forward(x: jax.Array, w: jax.Array, ends: jax.Array, *, transposed: bool = F
     def tile(at, size, out):
       place = jnp.minimum(at, len(out) - size)
       y = jax.lax.dot_general(_rows(x, place, size), matrix, numbers,
-                              preferred_element_type=_accumulator(x.dtype)).astype(out.dtype)
+                              preferred_element_type=sums.wide(x.dtype)).astype(out.dtype)
       y = jnp.where(_own(place, size, at, end), y, _rows(out, place, size))
       return jax.lax.dynamic_update_slice_in_dim(out, y, place, axis=0)
 
@@ -69,9 +70,8 @@ def weight_gradient(x: jax.Array, dy: jax.Array, ends: jax.Array) -> jax.Array:
   Returns:
     `[G, K, N]` of the dtype sums are kept in: float32, or wider.
   """
-  big = _SUMMED[-1]
-  x, dy = (jnp.pad(a, ((0, max(0, big + 1 - len(a))), (0, 0))) for a in (x, dy))
-  dtype, rows = _accumulator(x.dtype), len(x)
+  x, dy, big = _padded(x, _SUMMED), _padded(dy, _SUMMED), _SUMMED[-1]
+  dtype, rows = sums.wide(x.dtype), len(x)
   nothing = manual_axes.alike(jnp.zeros((x.shape[1], dy.shape[1]), dtype), x)[0]
 
   def group(g):
@@ -128,7 +128,3 @@ def _rows(x, place, size):
 def _own(place, size, at, end):
   row = place + jnp.arange(size)[:, None]
   return (row >= at) & (row < end)
-
-
-def _accumulator(dtype):
-  return jnp.promote_types(dtype, jnp.float32)

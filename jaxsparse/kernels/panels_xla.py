@@ -10,6 +10,9 @@ makes one gather of them all a loop that divides for every entry, which takes as
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.kernels import manual_axes
+from jaxsparse.kernels import sums
+
 # Bytes gathered at once, however many rows there are: what a second-level cache about holds.
 _CACHED_BYTES = 2**21
 # Columns from which a panel's products read x where it lies, and a slice is multiplied so too.
@@ -34,7 +37,7 @@ def forward(x: jax.Array, data: jax.Array, kidx: jax.Array) -> jax.Array:
   if rows * panels * depth * x.dtype.itemsize <= _CACHED_BYTES:
     there = _columns(by_block, kidx)
     out = jax.lax.dot_general(there, data, (((2,), (1,)), ((0,), (0,))),
-                              preferred_element_type=_accumulator(x.dtype))
+                              preferred_element_type=sums.wide(x.dtype))
     return out.transpose(1, 0, 2).reshape(rows, panels * bn).astype(x.dtype)
   if bn < _WIDE and rows >= _TALL:
     return _by_features(x, data, kidx)
@@ -44,7 +47,7 @@ def forward(x: jax.Array, data: jax.Array, kidx: jax.Array) -> jax.Array:
     part = _product(_columns(by_block, indices[None])[0], weights)
     return jax.lax.dynamic_update_slice_in_dim(out, part, i * bn, axis=1), None
 
-  start = _zeros(x, panels * bn, x.dtype)
+  start, _ = manual_axes.alike(jnp.zeros((rows, panels * bn), x.dtype), x)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0]
 
 
@@ -84,7 +87,7 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
   Each panel adds to the columns that it read, so any layout has its exact gradient.
   """
   (panels, depth, bn), slots = data.shape, kidx.shape[1]
-  bk, wide = depth // slots, _accumulator(dy.dtype)
+  bk, wide = depth // slots, sums.wide(dy.dtype)
 
   def body(out, panel):
     i, indices, weights = panel
@@ -99,7 +102,7 @@ def input_gradient(dy: jax.Array, data: jax.Array, kidx: jax.Array, blocks: int)
 
     return jax.lax.fori_loop(0, slots, add, out, unroll=slots if slots <= _UNROLLED else 1), None
 
-  start = _zeros(dy, blocks * bk, wide)
+  start, _ = manual_axes.alike(jnp.zeros((len(dy), blocks * bk), wide), dy)
   return jax.lax.scan(body, start, (jnp.arange(panels), kidx, data))[0].astype(dy.dtype)
 
 
@@ -119,22 +122,13 @@ def weight_gradient(x: jax.Array, dy: jax.Array, kidx: jax.Array, bk: int) -> ja
       there, rows = jax.lax.dynamic_slice_in_dim(x, indices[0] * bk, bk, axis=1), 0
     return None, jax.lax.dot_general(
         there, here, (((rows,), (0,)), ((), ())),
-        preferred_element_type=_accumulator(x.dtype)).astype(x.dtype)
+        preferred_element_type=sums.wide(x.dtype)).astype(x.dtype)
 
   return jax.lax.scan(body, None, (jnp.arange(panels), kidx))[1]
 
 
-def _zeros(x, columns, dtype):
-  """As many rows as `x` has, of a type that varies over the manual axes that it varies over."""
-  return jnp.broadcast_to(jnp.zeros_like(x[:, :1], dtype), (x.shape[0], columns))
-
-
 def _product(a, b):
-  return jnp.matmul(a, b, preferred_element_type=_accumulator(a.dtype)).astype(a.dtype)
-
-
-def _accumulator(dtype):
-  return jnp.promote_types(dtype, jnp.float32)
+  return jnp.matmul(a, b, preferred_element_type=sums.wide(a.dtype)).astype(a.dtype)
 
 
 def _take(blocks, indices):

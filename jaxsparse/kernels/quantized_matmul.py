@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.kernels import sums
 from jaxsparse.numerics import explicit_axes
 
 BACKENDS = ('xla', 'pallas_tpu')
@@ -115,7 +116,7 @@ def _product(how, x, codes, scale):
     return _integer(x, codes, scale)
   if scale.shape[0] > 1:
     return x @ _decoded(codes, scale).astype(x.dtype)
-  out = jnp.dot(x, codes.astype(x.dtype), preferred_element_type=_wide(x.dtype))
+  out = jnp.dot(x, codes.astype(x.dtype), preferred_element_type=sums.wide(x.dtype))
   return (out * scale.astype(out.dtype)).astype(x.dtype)
 
 
@@ -141,7 +142,7 @@ def _decoded(codes, scale):
 
 
 def _integer(x, codes, scale):
-  rows = x.astype(_wide(x.dtype))
+  rows = x.astype(sums.wide(x.dtype))
   peak = jnp.abs(rows).max(-1, keepdims=True)
   step = jnp.where(peak == 0, 1, peak / 127)
   rounded = jnp.clip(jnp.rint(rows / step), -127, 127).astype(jnp.int8)
@@ -150,7 +151,3 @@ def _integer(x, codes, scale):
   # A step of NaN or Inf makes the row NaN, whatever its integers are.
   out = out.astype(step.dtype) * jnp.where(jnp.isfinite(step), step, jnp.nan)
   return (out * scale.astype(step.dtype)).astype(x.dtype)
-
-
-def _wide(dtype):
-  return jnp.promote_types(dtype, jnp.float32)

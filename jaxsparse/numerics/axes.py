@@ -124,6 +124,11 @@ class Layout:
     Args:
       parts: shape and spec of each array; those that know an axis at its full size come first.
       stored: as in `spec_of_part`.
+
+    Example:
+      >>> layout = Layout((8, 4), 'float32', DimensionNumbers((0,), (1,)))
+      >>> layout.spec_of_whole([((1, 4), PartitionSpec(None, 'x'))])
+      P(None, 'x')
     """
     sizes = self.matrix_shape
     known, out = [None] * len(sizes), [None] * len(self.shape)

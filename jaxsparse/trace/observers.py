@@ -71,40 +71,33 @@ def rows_of(contraction: contractions.Contraction, x: jax.Array) -> jax.Array | 
   return rule(contraction, x.astype(jnp.float32))
 
 
+def _of_rows(contraction, x, statistic):
+  """`statistic` of the rows X, in the place of their layer; None where there are no rows."""
+  rows = rows_of(contraction, x)
+  return None if rows is None else _in_stack(contraction, statistic(rows))
+
+
 def _gram(contraction, x):
   if contraction.kind == 'ragged_dot':
     return _ragged(contraction, x, lambda rows: rows, 2)
-  rows = rows_of(contraction, x)
-  if rows is None:
-    return None
-  return _in_stack(contraction,
-                   jnp.einsum('...nr,...ns->...rs', rows, rows, precision='highest'))
+  return _of_rows(contraction, x, lambda rows: jnp.einsum(
+      '...nr,...ns->...rs', rows, rows, precision='highest'))
 
 
 def _square_sums(contraction, x):
   if contraction.kind == 'ragged_dot':
     return _ragged(contraction, x, jnp.square, 1)
-  rows = rows_of(contraction, x)
-  return None if rows is None else _in_stack(contraction, jnp.square(rows).sum(-2))
+  return _of_rows(contraction, x, lambda rows: jnp.square(rows).sum(-2))
 
 
 def _peaks(contraction, x):
-  if contraction.kind == 'ragged_dot':
-    return None
-  rows = rows_of(contraction, x)
-  if rows is None:
-    return None
-  return _in_stack(contraction, scales.or_nan(jnp.abs(rows).max(-2, initial=0.0), rows, -2))
+  return _of_rows(contraction, x, lambda rows: scales.or_nan(
+      jnp.abs(rows).max(-2, initial=0.0), rows, -2))
 
 
 def _sums(contraction, x):
-  if contraction.kind == 'ragged_dot':
-    return None
-  rows = rows_of(contraction, x)
-  if rows is None:
-    return None
-  counts = jnp.full(rows.shape[:-2] + (1,), float(rows.shape[-2]))
-  return _in_stack(contraction, rows.sum(-2)), _in_stack(contraction, counts)
+  return _of_rows(contraction, x, lambda rows: (
+      rows.sum(-2), jnp.full(rows.shape[:-2] + (1,), float(rows.shape[-2]))))
 
 
 def _range(contraction, x):
@@ -152,11 +145,10 @@ def _batch_shape(contraction):
 
 def _in_stack(contraction, statistic):
   """The statistic of a layer that was picked from a stack, with zeros for the other layers."""
-  pads = [(0, 0)] * statistic.ndim
-  for n, index in contraction.origin.picked:
-    place = _batch_axes(contraction).index(n)
-    pads[place] = (index, contraction.shape[n] - 1 - index)
-  return jnp.pad(statistic, pads)
+  places = {_batch_axes(contraction).index(n): (index, contraction.shape[n] - 1 - index)
+            for n, index in contraction.origin.picked}
+  return jax.tree.map(
+      lambda a: jnp.pad(a, [places.get(axis, (0, 0)) for axis in range(a.ndim)]), statistic)
 
 
 def _dot_rows(contraction, x):
