@@ -1,7 +1,8 @@
 """A convolution of an odd number of input channels with one channel of zeros more, on CPUs.
 
-XLA:CPU takes two to three times as long for 3, 5 or 7 input channels as for one more where it makes
-17 to 32 outputs, half of the 64 that a first layer of pictures often has; from 33 on it does not.
+XLA:CPU is slower at 3, 5 or 7 input channels than at one more where it makes 17 to 32 outputs, half
+of the 64 that a first layer of pictures often has; from 33 on it is not. What a CNN gains by it is
+the ratio to the model built small, by `python -m experiments.benchmarks.shrunk_speed`.
 """
 
 import jax
