@@ -79,7 +79,6 @@ class BlockMask:
     """Of the mask."""
     return self.layout.shape
 
-  @explicit_axes.left_to_xla(lambda out, blocks: [jax.P()])
   def unpack(self) -> jax.Array:
     """The bool mask, of the weight's shape."""
     rows, _ = block_format.grid_of(self.layout.matrix_shape, self.block)
@@ -90,7 +89,6 @@ class BlockMask:
     r, o = self.layout.matrix_shape[-2:]
     return self.layout.from_matrix(full[..., :r, :o])
 
-  @explicit_axes.left_to_xla(lambda out, blocks, weight: [jax.P()])
   def panels(self, weight: jax.Array) -> jax.Array:
     """What a dense weight holds in the blocks, `[*batch, G, S * bk, bn]`."""
     return block_format.gathered(self.layout.to_matrix(weight), self.kidx, None, self.block)
